@@ -1,0 +1,1 @@
+"""Episodes on disk and on robots: LeRobot datasets, the recorder, and the Meta-World robot."""
