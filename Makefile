@@ -43,6 +43,7 @@ image:  ## build the container image (BASE=... for a CUDA base)
 
 # torch goes first and pinned, so that nothing later pulls in another build of it.
 $(VENV)/.torch: constraints.txt
+	@$(PYTHON) -c "import ensurepip" 2>/dev/null || PACKAGES=python3-venv sh deploy/debian-packages.sh
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) torch
 	@touch $@

@@ -1,0 +1,44 @@
+"""The `sarm2` command: puts the sub-commands together and turns errors into one readable line."""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+from rich.console import Console
+
+from sarm2_cli.demo import demo
+from sarm2_cli.doctor import doctor
+from sarm2_cli.evaluate import evaluate
+from sarm2_cli.record import record
+from sarm2_cli.score import score
+from sarm2_cli.serve import serve
+from sarm2_cli.train import train
+from sarm2_client.errors import Sarm2Error
+
+app = typer.Typer(
+    name="sarm2",
+    help="Online reward scoring for robots: dense, calibrated progress from camera frames, live.\n\n"
+    "Start with `sarm2 demo`; check a machine with `sarm2 doctor`.",
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+for command in (serve, demo, record, train, evaluate, score, doctor):
+    app.command()(command)
+
+
+def main() -> None:
+    """Run the command line. Exit codes: 0 done, 1 a check failed, 2 wrong input, 130 interrupted."""
+    try:
+        app()
+    except Sarm2Error as error:
+        Console(stderr=True).print(f"[red]error[/red] ({error.code}): {error.message}", highlight=False)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,130 @@
+"""`sarm2 score`: score episodes of a LeRobot dataset, draw each, and keep the numbers."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import msgspec
+import typer
+from rich.console import Console
+from rich.progress import Progress
+
+from sarm2_client.errors import InvalidInput
+from sarm2_client.wire import Score
+
+if TYPE_CHECKING:
+    from sarm2_rollouts.episode import Episode
+
+EpisodeScorer = Callable[["Episode"], list[Score]]
+
+
+def score(
+    dataset: Annotated[Path, typer.Argument(help="Root folder of a LeRobotDataset v3.0.")],
+    episode: Annotated[
+        list[int] | None, typer.Option("--episode", "-e", help="Episode index; give it again for more. All by default.")
+    ] = None,
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for pictures and numbers.")] = Path("scores"),
+    bundle: Annotated[
+        Path | None, typer.Option(help="Score in this process with this bundle; the shipped one by default.")
+    ] = None,
+    server: Annotated[
+        str | None, typer.Option(help="Score through a running service instead: HOST:PORT.")
+    ] = None,
+    camera: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="MODEL_CAMERA=DATASET_CAMERA where the names differ, once for every camera that does."
+        ),
+    ] = None,
+    task: Annotated[
+        str | None, typer.Option(help="Instruction to score against, instead of the dataset's own.")
+    ] = None,
+) -> None:
+    """Score whole episodes: `EPISODE.png` with curve, interval and primitives, and `EPISODE.json`.
+
+    Example: `sarm2 score ./my_dataset -e 0 -e 7 --camera wrist=observation.images.wrist`
+    """
+    from sarm2_rollouts.lerobot_reader import open_dataset
+    from sarm2_rollouts.plots import draw_episode
+
+    if bundle is not None and server is not None:
+        raise InvalidInput("--bundle and --server exclude each other: a service scores with its own bundle")
+    episodes = open_dataset(dataset)
+    chosen = episode if episode else list(range(len(episodes)))
+    for index in chosen:
+        if not 0 <= index < len(episodes):
+            raise InvalidInput(
+                f"--episode {index}: the dataset has episodes 0 to {len(episodes) - 1}", field="episode"
+            )
+    names = camera_names(camera or [])
+    scorer = through_service(server) if server is not None else in_process(bundle)
+    out.mkdir(parents=True, exist_ok=True)
+    with Progress(console=Console(stderr=True)) as bar:
+        for index in bar.track(chosen, description="scoring"):
+            loaded = with_names(episodes.episode(index), names, task)
+            scores = scorer(loaded)
+            stem = out / f"episode_{index:06d}"
+            stem.with_suffix(".json").write_bytes(msgspec.json.encode(scores))
+            draw_episode(stem.with_suffix(".png"), loaded, scores=scores, title=loaded.task)
+            last = scores[-1]
+            bar.console.print(
+                json.dumps(
+                    {"episode": index, "frames": len(scores), "final_progress": round(last.progress, 4)}
+                ),
+                highlight=False,
+            )
+
+
+def camera_names(pairs: list[str]) -> dict[str, str]:
+    """Parse `--camera MODEL=DATASET` into {dataset camera: model camera}."""
+    names = {}
+    for pair in pairs:
+        model_camera, equals, dataset_camera = pair.partition("=")
+        if not (model_camera and equals and dataset_camera):
+            raise InvalidInput(f"--camera {pair!r}: expected MODEL_CAMERA=DATASET_CAMERA", field="camera")
+        names[dataset_camera.removeprefix("observation.images.")] = model_camera
+    return names
+
+
+def with_names(episode: Episode, names: dict[str, str], task: str | None) -> Episode:
+    """The episode under the model's camera names, and under another instruction where one is given."""
+    unknown = sorted(set(names) - set(episode.images))
+    if unknown:
+        raise InvalidInput(
+            f"--camera: the dataset has no camera {unknown[0]!r}; it has {', '.join(episode.images)}",
+            field="camera",
+        )
+    images = {names.get(camera, camera): files for camera, files in episode.images.items()}
+    return replace(episode, images=images, task=task or episode.task)
+
+
+def in_process(bundle: Path | None) -> EpisodeScorer:
+    """Score with a bundle loaded here."""
+    from sarm2_models.checkpoint import default_bundle, load_bundle
+    from sarm2_models.predictor import Predictor
+
+    predictor = Predictor(load_bundle(bundle or default_bundle()))
+    return predictor.score_recorded
+
+
+def through_service(address: str) -> EpisodeScorer:
+    """Score through a running service, `address` being HOST:PORT."""
+    from sarm2_client.client import RewardClient
+
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdigit() or not 0 < int(port) < 65536:
+        raise InvalidInput(f"--server {address!r}: expected HOST:PORT, for example 127.0.0.1:8765", field="server")
+    client = RewardClient(host=host, port=int(port))
+
+    def score_episode(episode: Episode) -> list[Score]:
+        frames = [
+            {"images": {camera: files[index] for camera, files in episode.images.items()}, "state": episode.state_TS[index]}
+            for index in range(len(episode))
+        ]
+        return client.score_episode(episode.task, fps=episode.fps, frames=frames).scores
+
+    return score_episode

@@ -1,0 +1,113 @@
+"""The service as a child process, for commands that need one of their own."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from types import TracebackType
+from urllib.error import URLError
+from urllib.request import urlopen
+
+from sarm2_client.errors import ConnectionLost, WaitTimeout
+
+DEFAULT_PORT = 8765
+READY_TIMEOUT_S = 120.0
+STOP_TIMEOUT_S = 15.0
+PROBE_TIMEOUT_S = 2.0
+PROBE_EVERY_S = 0.2
+
+
+class ServerProcess:
+    """`sarm2 serve` on loopback, ready on entry, ended on exit.
+
+    Args:
+        port: where to listen; None takes 8765, or a free port where that is taken.
+        bundle: the bundle to serve; None takes the shipped one.
+
+    Raises:
+        ConnectionLost: the process ended before it was ready; its last lines are in the message.
+        WaitTimeout: it was not ready within READY_TIMEOUT_S.
+    """
+
+    def __init__(self, port: int | None = None, bundle: Path | None = None) -> None:
+        self.port = port if port is not None else free_port(DEFAULT_PORT)
+        self.url = f"http://127.0.0.1:{self.port}/"
+        self._bundle = bundle
+        self._process: subprocess.Popen[bytes] | None = None
+        self._log = tempfile.TemporaryFile()  # noqa: SIM115  # lives as long as the process does
+
+    def __enter__(self) -> ServerProcess:
+        command = [sys.executable, "-m", "sarm2_cli.main", "serve", "--port", str(self.port)]
+        if self._bundle is not None:
+            command += ["--bundle", str(self._bundle)]
+        # A session of its own: Ctrl-C reaches this process alone, and the server is then ended in order.
+        self._process = subprocess.Popen(  # noqa: S603  # our own command, no shell
+            command, stdout=self._log, stderr=subprocess.STDOUT, start_new_session=True, env=os.environ
+        )
+        try:
+            self._wait_until_ready(self._process)
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    def _wait_until_ready(self, process: subprocess.Popen[bytes]) -> None:
+        deadline = time.monotonic() + READY_TIMEOUT_S
+        while time.monotonic() < deadline:
+            if process.poll() is not None:
+                raise ConnectionLost(f"the server ended with code {process.returncode}:\n{self.log_tail()}")
+            try:
+                with urlopen(self.url + "readyz", timeout=PROBE_TIMEOUT_S):  # noqa: S310  # always http on loopback
+                    return
+            except (URLError, OSError):
+                time.sleep(PROBE_EVERY_S)
+        raise WaitTimeout(f"the server was not ready within {READY_TIMEOUT_S:.0f} s:\n{self.log_tail()}")
+
+    def log_tail(self, lines: int = 12) -> str:
+        """The last lines that the server printed."""
+        self._log.seek(0)
+        return "\n".join(self._log.read().decode(errors="replace").splitlines()[-lines:])
+
+    def wait(self) -> None:
+        """Block until the server ends or the user interrupts."""
+        assert self._process is not None
+        try:
+            self._process.wait()
+        except KeyboardInterrupt:
+            return
+
+    def stop(self) -> None:
+        """End the server: first politely, after STOP_TIMEOUT_S by force."""
+        if self._process is None:
+            return
+        self._process.terminate()
+        try:
+            self._process.wait(STOP_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        self._log.close()
+        self._process = None
+
+
+def free_port(preferred: int) -> int:
+    """`preferred` if nobody listens there, else any free port of loopback."""
+    for port in (preferred, 0):
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return int(probe.getsockname()[1])
+    raise ConnectionLost("no free port on 127.0.0.1; close something or name one with --port")
