@@ -20,6 +20,7 @@
 Each has a stable `code`, an HTTP status and a websocket close code. Texts give what was expected, what
 was got, and what to do.
 """
+# ruff: noqa: N818 - these names are read in `except` lines, where "Error" would say nothing
 
 from __future__ import annotations
 
@@ -33,6 +34,7 @@ class Sarm2Error(Exception):
         message: expected, got and the fix, in one or two sentences.
         field: the name of the field or setting at fault, if one is.
         error_id: the server's id of this failure, to find it in its logs.
+        seq: the frame at fault, where one is; the episode then lives on.
     """
 
     code: ClassVar[str] = "internal"
@@ -40,11 +42,19 @@ class Sarm2Error(Exception):
     close_code: ClassVar[int] = 1011
     retryable: ClassVar[bool] = False
 
-    def __init__(self, message: str, *, field: str | None = None, error_id: str | None = None) -> None:
+    def __init__(
+        self,
+        message: str,
+        *,
+        field: str | None = None,
+        error_id: str | None = None,
+        seq: int | None = None,
+    ) -> None:
         super().__init__(message)
         self.message = message
         self.field = field
         self.error_id = error_id
+        self.seq = seq
 
 
 class InvalidInput(Sarm2Error):

@@ -22,10 +22,18 @@ SESSION_ID_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._:\-]{0,127}\Z"
 """A session id: 1 to 128 characters, no path separators, no control characters."""
 
 MAX_SEQ = 2**53 - 1
+MAX_CAMERAS = 16
+MAX_STATE_DIM = 1024
+MAX_EPISODE_FRAMES = 100_000
+MAX_EMBED_IMAGES = 4096
+"""No service accepts more; `hello.limits` may say less."""
 
 Seq: TypeAlias = Annotated[int, Meta(ge=0, le=MAX_SEQ)]
 Qos: TypeAlias = Literal["realtime", "batch"]
 RewardFormula: TypeAlias = Literal["delta.v1", "shaped.v1"]
+# Lengths are checked against the array's header, before its items take memory.
+Images: TypeAlias = Annotated[dict[str, "Image"], Meta(max_length=MAX_CAMERAS)]
+State: TypeAlias = Annotated[list[float], Meta(max_length=MAX_STATE_DIM)]
 
 
 class _FromClient(Struct, tag_field="type", forbid_unknown_fields=True, kw_only=True, frozen=True):
@@ -43,7 +51,7 @@ class Image(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
     """One camera picture.
 
     `jpeg`: `data` is a baseline or progressive JPEG file, colour or grey.
-    `raw`: `data` is a C-contiguous uint8 array in RGB order, `shape` is (height, width, 3) and `dtype` "uint8".
+    `raw`: `data` is a C-contiguous array in RGB order, `shape` is (height, width, 3) and `dtype` "uint8".
     """
 
     enc: Literal["jpeg", "raw"]
@@ -52,7 +60,7 @@ class Image(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
     dtype: str | None = None
 
 
-class Start(_FromClient, tag="start"):
+class Start(_FromClient, tag="start", frozen=True):
     """Open an episode, or go on with one after a lost connection.
 
     `resume_from` is the first `seq` that the client would send next; the server answers with the `next_seq`
@@ -62,30 +70,30 @@ class Start(_FromClient, tag="start"):
     session_id: str
     task: str
     fps: float
-    cameras: list[str]
+    cameras: Annotated[list[str], Meta(max_length=MAX_CAMERAS)]
     qos: Qos = "realtime"
     resume_from: Seq | None = None
     reward: RewardFormula = "delta.v1"
     gamma: float = 0.99
 
 
-class Frame(_FromClient, tag="frame"):
+class Frame(_FromClient, tag="frame", frozen=True):
     """One step: all cameras and the proprioceptive state (float, unstandardised, in the robot's units)."""
 
     seq: Seq
     t_ns: int
-    images: dict[str, Image]
-    state: list[float]
+    images: Images
+    state: State
     deadline_ms: float | None = None
 
 
-class End(_FromClient, tag="end"):
+class End(_FromClient, tag="end", frozen=True):
     """No more frames; `seq` is the last one sent (or None for an empty episode). Answered by `summary`."""
 
     seq: Seq | None = None
 
 
-class Ping(_FromClient, tag="ping"):
+class Ping(_FromClient, tag="ping", frozen=True):
     """Ask for a `pong` with both clocks."""
 
     t_ns: int
@@ -143,7 +151,7 @@ class Limits(Struct, kw_only=True, frozen=True):
     idle_timeout_s: float
 
 
-class Hello(_FromServer, tag="hello"):
+class Hello(_FromServer, tag="hello", frozen=True):
     """The server's first message."""
 
     protocol: str
@@ -154,7 +162,7 @@ class Hello(_FromServer, tag="hello"):
     server_time_ns: int
 
 
-class Started(_FromServer, tag="started"):
+class Started(_FromServer, tag="started", frozen=True):
     """The episode is open; send `next_seq` next. `resumed` says whether earlier frames are known."""
 
     session_id: str
@@ -172,11 +180,11 @@ class Timing(Struct, kw_only=True, frozen=True):
     heads_ms: float
 
 
-class Score(_FromServer, tag="score"):
+class Score(_FromServer, tag="score", frozen=True):
     """The answer to one frame.
 
     progress: raw, unsmoothed, in [0, 1]; it may fall. value: progress - 1 (negative normalised steps to go).
-    reward: of the move from the previous scored frame to this one, by the formula of `start`; None on the first.
+    reward: of the move from the last scored frame to this one, by the formula of `start`; None on the first.
     primitive_probs: calibrated, in the order of `hello.model.primitives`, summing to 1. confidence: of
     `primitive`. group: the gate that was used; `other` when `uncertain`. interval: (low, high) of progress at
     the coverage the bundle states. experts: weight of each shared expert, zero where unused.
@@ -203,7 +211,7 @@ class Score(_FromServer, tag="score"):
     timing: Timing
 
 
-class Dropped(_FromServer, tag="dropped"):
+class Dropped(_FromServer, tag="dropped", frozen=True):
     """A realtime frame that was not scored, and why: `deadline`, `overloaded` or `superseded`."""
 
     seq: int
@@ -218,7 +226,7 @@ class Segment(Struct, kw_only=True, frozen=True):
     end_seq: int
 
 
-class Summary(_FromServer, tag="summary"):
+class Summary(_FromServer, tag="summary", frozen=True):
     """The whole episode in one message."""
 
     session_id: str
@@ -237,7 +245,7 @@ class Summary(_FromServer, tag="summary"):
     model_version: str
 
 
-class Error(_FromServer, tag="error"):
+class Error(_FromServer, tag="error", frozen=True):
     """Something failed. With `seq`, only that frame; the session lives on."""
 
     code: str
@@ -248,13 +256,13 @@ class Error(_FromServer, tag="error"):
     field: str | None = None
 
 
-class DrainingNotice(_FromServer, tag="draining"):
+class DrainingNotice(_FromServer, tag="draining", frozen=True):
     """The server is going away: finish, or resume elsewhere within `deadline_s`."""
 
     deadline_s: float
 
 
-class Pong(_FromServer, tag="pong"):
+class Pong(_FromServer, tag="pong", frozen=True):
     """The answer to a `ping`, with the server's clock."""
 
     t_ns: int
@@ -270,8 +278,8 @@ ServerMessage: TypeAlias = Hello | Started | Score | Dropped | Summary | Error |
 class EpisodeFrame(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
     """One step of a whole episode sent by HTTP."""
 
-    images: dict[str, Image]
-    state: list[float]
+    images: Images
+    state: State
     seq: Seq | None = None
 
 
@@ -280,7 +288,7 @@ class EpisodeRequest(Struct, kw_only=True, frozen=True, forbid_unknown_fields=Tr
 
     task: str
     fps: float
-    frames: list[EpisodeFrame]
+    frames: Annotated[list[EpisodeFrame], Meta(max_length=MAX_EPISODE_FRAMES)]
     session_id: str | None = None
     reward: RewardFormula = "delta.v1"
     gamma: float = 0.99
@@ -296,7 +304,7 @@ class EpisodeResponse(Struct, kw_only=True, frozen=True):
 class EmbedRequest(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
     """Body of `POST /v1/embed`: any number of pictures (up to the server's limit)."""
 
-    images: list[Image]
+    images: Annotated[list[Image], Meta(max_length=MAX_EMBED_IMAGES)]
 
 
 class EmbedResponse(Struct, kw_only=True, frozen=True):
