@@ -152,7 +152,7 @@ class ImageTextEncoder:
 
     @torch.inference_mode()
     def encode_texts(self, texts: Sequence[str]) -> Float16Array:
-        """Pooled text features, float16 (N, D); lower-cased and padded to full length, as SigLIP-2 learned."""
+        """Pooled text features, float16 (N, D); lower-cased, padded to full length, as SigLIP-2 learned."""
         parts = [
             self._encode_texts(list(texts[start : start + MAX_BATCH]))
             for start in range(0, len(texts), MAX_BATCH)
@@ -264,7 +264,7 @@ def _quiet() -> Iterator[None]:
 def _check_model(vision: Any, text: Any) -> None:
     if vision.hidden_size != text.projection_size:
         raise InvalidInput(
-            f"encoder: image features are {vision.hidden_size} wide and text features {text.projection_size}; "
+            f"encoder: image features are {vision.hidden_size} wide, text features {text.projection_size}; "
             "expected the same width",
             field="encoder",
         )

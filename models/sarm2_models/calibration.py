@@ -1,0 +1,272 @@
+"""What turns raw outputs into honest numbers: a temperature, the `uncertain` rule and a conformal interval.
+
+All are fitted on held-out episodes and are plain JSON-able dataclasses. Shapes: N calibration frames, B
+batch, P primitives.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from sarm2_client.errors import InvalidInput
+
+FloatArray = npt.NDArray[np.floating[Any]]
+BoolArray = npt.NDArray[np.bool_]
+IntArray = npt.NDArray[np.integer[Any]]
+
+SCALE_FLOOR = 0.005
+"""Least scale of a cell, in units of progress: a cell with perfect luck must not promise certainty."""
+PRIOR_ROWS = 20
+"""A cell's scale is shrunk to the overall one with the weight of this many frames."""
+
+
+def fit_temperature(
+    logits_NP: FloatArray, labels_N: IntArray, *, low: float = 0.05, high: float = 20.0
+) -> float:
+    """The temperature that minimises the cross entropy of softmax(logits / temperature).
+
+    The cross entropy is convex in 1 / temperature, so a golden-section search finds its minimum.
+
+    Args:
+        logits_NP: raw logits of held-out frames.
+        labels_N: true classes.
+        low, high: bounds of the answer.
+    """
+    if len(logits_NP) == 0:
+        raise InvalidInput("a temperature needs at least one labelled frame, got none", field="temperature")
+    logits = np.asarray(logits_NP, dtype=np.float64)
+    rows = np.arange(len(logits))
+
+    def cross_entropy(inverse: float) -> float:
+        scaled = logits * inverse
+        top = scaled.max(-1)
+        log_sum = top + np.log(np.exp(scaled - top[:, None]).sum(-1))
+        return float((log_sum - scaled[rows, labels_N]).mean())
+
+    return 1 / _golden_section(cross_entropy, 1 / high, 1 / low)
+
+
+@dataclass(frozen=True)
+class UncertainRule:
+    """Below which confidence a primitive is not to be relied on.
+
+    Attributes:
+        threshold: least confidence of a certain answer.
+        stated_error: among held-out answers at or above the threshold at most this share was wrong.
+        observed_error: the share that was.
+        certain_share: how many answers were at or above it.
+        frames: how many frames it was fitted on (0: never fitted).
+    """
+
+    threshold: float = 0.0
+    stated_error: float = 1.0
+    observed_error: float = 1.0
+    certain_share: float = 1.0
+    frames: int = 0
+
+
+def fit_uncertain_threshold(
+    confidence_N: FloatArray, correct_N: BoolArray, stated_error: float = 0.05
+) -> UncertainRule:
+    """The lowest threshold whose certain answers are wrong at most `stated_error` of the time.
+
+    One error is added to those counted (as in conformal risk control), so that a handful of lucky frames
+    cannot set it. Where no threshold does it, the threshold is above 1 and every answer is uncertain.
+
+    Args:
+        confidence_N: calibrated confidence of the predicted primitive.
+        correct_N: whether that primitive was right.
+        stated_error: in (0, 1).
+    """
+    if not 0 < stated_error < 1 or len(confidence_N) == 0:
+        raise InvalidInput(
+            f"expected a stated error between 0 and 1 and at least one frame, got {stated_error} and "
+            f"{len(confidence_N)}",
+            field="stated_error",
+        )
+    order = np.argsort(-confidence_N, kind="stable")
+    sorted_confidence = confidence_N[order]
+    errors = np.cumsum(~correct_N[order])
+    kept = np.arange(1, len(order) + 1)
+    # Frames of equal confidence stand or fall together: judge only at the last of a run.
+    run_ends = np.append(sorted_confidence[1:] < sorted_confidence[:-1], True)
+    allowed = np.flatnonzero(((errors + 1) / (kept + 1) <= stated_error) & run_ends)
+    if len(allowed) == 0:
+        return UncertainRule(
+            threshold=1.01,
+            stated_error=stated_error,
+            observed_error=0.0,
+            certain_share=0.0,
+            frames=len(order),
+        )
+    last = int(allowed[-1])
+    return UncertainRule(
+        threshold=float(sorted_confidence[last]),
+        stated_error=stated_error,
+        observed_error=float(errors[last] / kept[last]),
+        certain_share=float(kept[last] / len(order)),
+        frames=len(order),
+    )
+
+
+@dataclass(frozen=True)
+class ConformalInterval:
+    """A split-conformal interval on progress: progress -/+ quantile x scale of the answer's cell.
+
+    Cells are bins of the progress itself, apart for certain and uncertain answers. The table's own errors do
+    not harm the coverage, because the quantile is taken on other episodes than the scales.
+
+    Attributes:
+        coverage: share of frames whose true progress lies inside, as promised.
+        quantile: finite-sample quantile of |error| / scale.
+        scales: [certain or uncertain][bin] in units of progress.
+        frames: calibration frames behind the quantile (0: never fitted, the interval is all of [0, 1]).
+    """
+
+    coverage: float = 1.0
+    quantile: float = 1.0
+    scales: tuple[tuple[float, ...], ...] = ((1.0,), (1.0,))
+    frames: int = 0
+
+    def __post_init__(self) -> None:
+        values = [self.coverage, self.quantile, *(scale for row in self.scales for scale in row)]
+        lengths = {len(row) for row in self.scales}
+        if len(self.scales) != 2 or lengths == {0} or len(lengths) != 1 or not all(map(_is_positive, values)):
+            raise InvalidInput(
+                "interval: expected two rows of equally many positive scales, and a positive coverage and "
+                "quantile",
+                field="calibration",
+            )
+
+    @classmethod
+    def fit(
+        cls,
+        progress_N: FloatArray,
+        target_N: FloatArray,
+        uncertain_N: BoolArray,
+        *,
+        coverage: float = 0.9,
+        bins: int = 10,
+        episode_N: IntArray | None = None,
+    ) -> ConformalInterval:
+        """Fit scales on one half of the held-out episodes and the quantile on the other.
+
+        Args:
+            progress_N: predicted progress in [0, 1].
+            target_N: true progress.
+            uncertain_N: the answers' `uncertain` flag.
+            coverage: promised share, in (0, 1).
+            bins: of the progress.
+            episode_N: which episode a frame is of; frames of an episode stay together. By default every
+                frame is its own.
+        """
+        if not 0 < coverage < 1 or len(progress_N) < 2 or bins < 1:
+            raise InvalidInput(
+                f"expected a coverage between 0 and 1, at least one bin and two frames, got {coverage}, "
+                f"{bins} and {len(progress_N)}",
+                field="coverage",
+            )
+        error_N = np.abs(np.asarray(target_N, np.float64) - progress_N)
+        flag_N, bin_N = uncertain_N.astype(np.int64), _bin(progress_N, bins)
+        second_half = _second_half(np.arange(len(error_N)) if episode_N is None else episode_N)
+        scales = _scales(error_N[~second_half], flag_N[~second_half], bin_N[~second_half], bins)
+        ratio = np.sort((error_N / scales[flag_N, bin_N])[second_half])
+        rank = math.ceil((len(ratio) + 1) * coverage)
+        # With too few frames for the promise the quantile is infinite: everything between 0 and 1.
+        quantile = float(ratio[rank - 1]) if rank <= len(ratio) else 1 / SCALE_FLOOR
+        table = tuple(tuple(map(float, row)) for row in scales)
+        return cls(coverage, max(quantile, 1e-9), table, len(ratio))
+
+    def apply(
+        self, progress_B: FloatArray, uncertain_B: BoolArray
+    ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+        """Low and high, float32 (B,), within [0, 1]; the progress always lies between them."""
+        table = np.asarray(self.scales)
+        width_B = self.quantile * table[uncertain_B.astype(np.int64), _bin(progress_B, table.shape[1])]
+        progress = np.asarray(progress_B, dtype=np.float32)
+        low = np.clip(progress - width_B, 0, 1).astype(np.float32)
+        high = np.clip(progress + width_B, 0, 1).astype(np.float32)
+        return np.minimum(low, progress), np.maximum(high, progress)
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """All three. Unfitted, it promises nothing: temperature 1, no threshold, interval [0, 1]."""
+
+    temperature: float = 1.0
+    rule: UncertainRule = field(default_factory=UncertainRule)
+    interval: ConformalInterval = field(default_factory=ConformalInterval)
+
+    def __post_init__(self) -> None:
+        if not _is_positive(self.temperature) or not math.isfinite(self.rule.threshold):
+            raise InvalidInput(
+                f"calibration: expected a positive temperature and a finite threshold, got "
+                f"{self.temperature} and {self.rule.threshold}",
+                field="calibration",
+            )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON-able data."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Calibration:
+        """The inverse of `to_dict`. Raises InvalidInput for anything else."""
+        try:
+            interval = dict(data["interval"])
+            interval["scales"] = tuple(tuple(map(float, row)) for row in interval["scales"])
+            return cls(
+                float(data["temperature"]), UncertainRule(**data["rule"]), ConformalInterval(**interval)
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise InvalidInput(
+                f"calibration: expected temperature, rule and interval as `to_dict` gives; got {error!r}",
+                field="calibration",
+            ) from error
+
+
+def _is_positive(value: float) -> bool:
+    return math.isfinite(value) and value > 0
+
+
+def _bin(progress: FloatArray, bins: int) -> IntArray:
+    return np.clip((np.asarray(progress) * bins).astype(np.int64), 0, bins - 1)
+
+
+def _second_half(episode_N: IntArray) -> BoolArray:
+    """Every second episode, in order of first appearance by number."""
+    _, rank_N = np.unique(episode_N, return_inverse=True)
+    half: BoolArray = rank_N % 2 == 1
+    return half if half.any() and not half.all() else np.arange(len(episode_N)) % 2 == 1
+
+
+def _scales(error_N: FloatArray, flag_N: IntArray, bin_N: IntArray, bins: int) -> FloatArray:
+    """Mean absolute error of each cell (2, bins), shrunk to the overall mean."""
+    overall = max(float(error_N.mean()), SCALE_FLOOR)
+    total, count = np.zeros((2, bins)), np.zeros((2, bins))
+    np.add.at(total, (flag_N, bin_N), error_N)
+    np.add.at(count, (flag_N, bin_N), 1)
+    shrunk: FloatArray = (total + PRIOR_ROWS * overall) / (count + PRIOR_ROWS)
+    return np.maximum(shrunk, SCALE_FLOOR)
+
+
+def _golden_section(function: Any, low: float, high: float, *, steps: int = 80) -> float:
+    ratio = (math.sqrt(5) - 1) / 2
+    left, right = high - ratio * (high - low), low + ratio * (high - low)
+    value_left, value_right = function(left), function(right)
+    for _ in range(steps):
+        if value_left <= value_right:
+            high, right, value_right = right, left, value_left
+            left = high - ratio * (high - low)
+            value_left = function(left)
+        else:
+            low, left, value_left = left, right, value_right
+            right = low + ratio * (high - low)
+            value_right = function(right)
+    return (low + high) / 2
