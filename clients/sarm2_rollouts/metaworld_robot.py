@@ -1,0 +1,379 @@
+"""The simulated robot: Meta-World's arm with three cameras, ten frames a second, and its episodes.
+
+The simulator is imported when the first robot is made, so that this module costs nothing to import.
+"""
+
+from __future__ import annotations
+
+import atexit
+import multiprocessing
+import os
+import warnings
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from dataclasses import asdict, dataclass
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from sarm2_client.errors import InvalidInput
+from sarm2_client.images import encode_jpeg
+
+from .cameras import SUPERSAMPLE, ViewRenderer, prepare_display
+from .episode import Episode, EpisodeKind
+from .experts import HAND
+from .labels import find_falls, progress_of, segments_of
+from .perturbations import Driver, Script, write_script
+from .simulator_state import SIMULATOR_NAMES, read_simulator
+from .tasks import (
+    CAMERAS,
+    CONTROL_STEPS_PER_FRAME,
+    FPS,
+    IMAGE_SIZE,
+    PRIMITIVES,
+    STATE_NAMES,
+    TASKS,
+    TaskSpec,
+    task_spec,
+)
+
+__all__ = [
+    "CAMERAS",
+    "CONTROL_STEPS_PER_FRAME",
+    "FPS",
+    "IMAGE_SIZE",
+    "PRIMITIVES",
+    "SIMULATOR_NAMES",
+    "STATE_NAMES",
+    "TASKS",
+    "EpisodePlan",
+    "MetaWorldRobot",
+    "Observation",
+    "TaskSpec",
+    "iterate_episodes",
+    "run_episode",
+]
+
+MAX_TRIES = 20
+"""Seeds that a demonstration is tried from before giving up. Experts succeed in about 95 of 100."""
+
+STILL = np.array([0.0, 0.0, 0.0, -1.0], dtype=np.float32)
+
+
+@dataclass(frozen=True)
+class Observation:
+    """What the robot's computer knows at one moment.
+
+    Attributes:
+        images: per camera of `CAMERAS`, uint8 (size, size, 3) RGB; empty for a robot that does not render.
+        state_S: float32 (4,), proprioception in the order of `STATE_NAMES`.
+        simulator_K: float32 (K,), privileged, in the order of `SIMULATOR_NAMES`. Not for models.
+        expert_39: float64 (39,), the simulator's own observation, for the scripted expert alone.
+        success: whether the simulator calls the task done at this moment.
+    """
+
+    images: dict[str, npt.NDArray[np.uint8]]
+    state_S: npt.NDArray[np.float32]
+    simulator_K: npt.NDArray[np.float32]
+    expert_39: npt.NDArray[np.float64]
+    success: bool
+
+
+class MetaWorldRobot:
+    """One robot doing one task from one seed. Deterministic: the same calls give the same arrays.
+
+    Simulators and renderers are kept for the next robot of the same task in this process when a robot is
+    closed, since making one costs half a second. Use a robot in the thread that made it.
+
+    Args:
+        task_name: a key of `TASKS`.
+        seed: places the object and the goal.
+        image_size: side of the pictures in pixels.
+        render: without it, `observe` gives no pictures and no GL library is needed.
+
+    Raises:
+        NotFound: no such task.
+        InvalidInput: the simulator is not installed.
+    """
+
+    def __init__(
+        self, task_name: str, seed: int, image_size: int = IMAGE_SIZE, *, render: bool = True
+    ) -> None:
+        self.spec = task_spec(task_name)
+        self.task = self.spec.instruction
+        self._machine: _Machine | None = _borrow(self.spec, image_size if render else 0)
+        self._env = self._machine.env
+        self._env.seed(seed)
+        self._env.reset()
+        self._success = False
+        for _ in range(self.spec.warm_up):
+            self.step(STILL)
+
+    def step(self, action: npt.NDArray[np.float32]) -> None:
+        """One control step (1/20 s of the robot's time; a frame is two of them).
+
+        Args:
+            action: float32 (4,): tool motion in x, y, z (1 = 1 cm, clipped to [-1, 1]) and gripper effort
+                (1 closes).
+        """
+        if action.shape != (4,) or not np.isfinite(action).all():
+            raise InvalidInput(f"an action is 4 finite numbers; got {action!r}", field="action")
+        limited = np.clip(action, -1.0, 1.0).astype(np.float32)
+        self._observation, _, _, _, info = self._env.step(limited)
+        self._success = bool(info["success"])
+
+    def observe(self, *, images: bool = True) -> Observation:
+        """The current moment. `images=False` skips rendering for this call."""
+        machine = self._open_machine()
+        simulator_K = read_simulator(self._env, self.spec, self._success)
+        tool = np.array(self._env.tcp_center)
+        rendered = machine.renderer.render(self._env.data) if images and machine.renderer else {}
+        return Observation(
+            images=rendered,
+            state_S=np.append(tool, self._observation[3]).astype(np.float32),
+            simulator_K=simulator_K,
+            expert_39=np.array(self._observation, dtype=np.float64),
+            success=self._success,
+        )
+
+    def close(self) -> None:
+        """Give the simulator back for the next robot. A second call does nothing."""
+        if self._machine is not None:
+            _give_back(self._machine)
+            self._machine = None
+
+    def __enter__(self) -> MetaWorldRobot:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _open_machine(self) -> _Machine:
+        if self._machine is None:
+            raise InvalidInput("this robot is closed; make a new one")
+        return self._machine
+
+
+@dataclass(frozen=True)
+class EpisodePlan:
+    """An episode to be made: it is wholly determined by these three."""
+
+    task_name: str
+    kind: EpisodeKind
+    seed: int
+
+
+def run_episode(
+    task_name: str, kind: EpisodeKind, seed: int, *, image_size: int = IMAGE_SIZE, render: bool = True
+) -> Episode:
+    """Make one episode with full labels. Deterministic in (task, kind, seed) on one kind of machine.
+
+    A demonstration that does not succeed is tried again from a seed derived from this one;
+    `info["simulator_seed"]` and `info["tries"]` tell. `info["mishaps"]` lists what went wrong on purpose
+    (name, first and last frame), `info["perturbation"]` names them in one string, and `info["drops"]` lists
+    the frames of drops and push-backs; `info["falls"]` lists every regress of true progress of .2 or more.
+
+    Args:
+        task_name: a key of `TASKS`.
+        kind: `clean_demo`, `demo`, `perturbed` or `random`.
+        seed: any integer from 0 up.
+        image_size: side of the pictures in pixels.
+        render: without it the episode has no cameras (for what needs labels only).
+
+    Raises:
+        NotFound: no such task.
+        ValueError: no such kind.
+        InvalidInput: the simulator is not installed, or no demonstration succeeded in `MAX_TRIES` tries.
+    """
+    must_succeed = kind in ("clean_demo", "demo")
+    for attempt in range(MAX_TRIES):
+        run = _Run(EpisodePlan(task_name, kind, seed), attempt, image_size if render else 0)
+        if run.success or not must_succeed:
+            return run.episode()
+    raise InvalidInput(
+        f"no {kind} of {task_name} from seed {seed} succeeded in {MAX_TRIES} tries; take another"
+    )
+
+
+def iterate_episodes(
+    plan: Iterable[EpisodePlan], workers: int = 2, *, image_size: int = IMAGE_SIZE
+) -> Iterator[Episode]:
+    """Make the episodes of a plan in its order, in `workers` processes (0: in this one).
+
+    At most 3 episodes a worker are waiting at any time, so memory stays bounded. Leaving the loop early
+    stops the workers.
+    """
+    plans = iter(plan)
+    if workers <= 0:
+        for entry in plans:
+            yield run_episode(entry.task_name, entry.kind, entry.seed, image_size=image_size)
+        return
+    context = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker)
+    pending: deque[Future[Episode]] = deque()
+    try:
+        for entry in plans:
+            pending.append(
+                pool.submit(run_episode, entry.task_name, entry.kind, entry.seed, image_size=image_size)
+            )
+            if len(pending) >= 3 * workers:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _start_worker() -> None:
+    prepare_display()
+    # One thread of the software renderer a process: more of them only fight over the cores.
+    os.environ["LP_NUM_THREADS"] = "1"
+
+
+class _Run:
+    """One try at an episode."""
+
+    def __init__(self, plan: EpisodePlan, attempt: int, image_size: int) -> None:
+        self._plan = plan
+        self._attempt = attempt
+        spec = task_spec(plan.task_name)
+        # The text of the key keeps tasks and kinds apart; the attempt makes the derived seed.
+        key = f"{plan.task_name}/{plan.kind}".encode()
+        rng = np.random.default_rng([plan.seed, attempt, *key])
+        self._simulator_seed = plan.seed if attempt == 0 else int(rng.integers(2**31))
+        script = write_script(plan.kind, spec, rng)
+        self._images: dict[str, list[bytes]] = {camera: [] for camera in CAMERAS} if image_size else {}
+        self._states: list[npt.NDArray[np.float32]] = []
+        self._simulator: list[npt.NDArray[np.float32]] = []
+        with MetaWorldRobot(
+            plan.task_name, self._simulator_seed, image_size or 1, render=image_size > 0
+        ) as robot:
+            self._drive(robot, script, rng)
+        self.success = bool(self._simulator[-1][SIMULATOR_NAMES.index("success")])
+
+    def _drive(self, robot: MetaWorldRobot, script: Script, rng: np.random.Generator) -> None:
+        now = robot.observe()
+        first_K = now.simulator_K
+        self._keep(now)
+        self._driver = Driver(robot.spec, script, rng, now.expert_39[HAND].copy())
+        step = 0
+        while not (self._driver.finished and step % CONTROL_STEPS_PER_FRAME == 0):
+            progress_1 = progress_of(self._plan.task_name, now.simulator_K[None], first_K=first_K)
+            robot.step(self._driver.act(now.expert_39, float(progress_1[0])))
+            step += 1
+            frame = step % CONTROL_STEPS_PER_FRAME == 0
+            now = robot.observe(images=frame)
+            if frame:
+                self._keep(now)
+
+    def _keep(self, now: Observation) -> None:
+        for camera, image in now.images.items():
+            self._images[camera].append(encode_jpeg(image))
+        self._states.append(now.state_S)
+        self._simulator.append(now.simulator_K)
+
+    def episode(self) -> Episode:
+        """The episode with its labels."""
+        plan = self._plan
+        simulator_TK = np.stack(self._simulator)
+        progress_T = progress_of(plan.task_name, simulator_TK)
+        return Episode(
+            task=task_spec(plan.task_name).instruction,
+            fps=FPS,
+            images=self._images,
+            state_TS=np.stack(self._states),
+            kind=plan.kind,
+            success=self.success,
+            seed=plan.seed,
+            task_name=plan.task_name,
+            progress_T=progress_T,
+            segments=segments_of(plan.task_name, simulator_TK, progress_T),
+            simulator_TK=simulator_TK,
+            simulator_names=SIMULATOR_NAMES,
+            info=self._info(progress_T),
+        )
+
+    def _info(self, progress_T: npt.NDArray[np.float32]) -> dict[str, Any]:
+        mishaps = [
+            {
+                "mishap": event["mishap"],
+                "start": int(event["start"]) // CONTROL_STEPS_PER_FRAME,
+                "end": min(int(event["end"]) // CONTROL_STEPS_PER_FRAME, len(progress_T) - 1),
+            }
+            for event in self._driver.events
+        ]
+        return {
+            "simulator_seed": self._simulator_seed,
+            "tries": self._attempt + 1,
+            "perturbation": "+".join(str(mishap["mishap"]) for mishap in mishaps),
+            "mishaps": mishaps,
+            "drops": [m["start"] for m in mishaps if m["mishap"] in ("drop", "push_back")],
+            "falls": [asdict(fall) for fall in find_falls(progress_T)],
+        }
+
+
+@dataclass
+class _Machine:
+    """A simulator and its renderer (None for one that never renders), kept between robots."""
+
+    key: tuple[str, int]
+    env: Any
+    renderer: ViewRenderer | None
+
+    def close(self) -> None:
+        if self.renderer is not None:
+            self.renderer.close()
+        self.env.close()
+
+
+_IDLE: dict[tuple[str, int], _Machine] = {}
+
+
+def _borrow(spec: TaskSpec, size: int) -> _Machine:
+    key = (spec.name, size)
+    if key in _IDLE:
+        return _IDLE.pop(key)
+    env = _make_env(spec)
+    return _Machine(key, env, ViewRenderer(env.model, spec.views, size, SUPERSAMPLE) if size else None)
+
+
+def _give_back(machine: _Machine) -> None:
+    if machine.key in _IDLE:
+        machine.close()
+    else:
+        _IDLE[machine.key] = machine
+
+
+def close_idle() -> None:
+    """Close every simulator kept for reuse. Also runs at exit, while the GL library is still loaded."""
+    while _IDLE:
+        _IDLE.popitem()[1].close()
+
+
+atexit.register(close_idle)
+
+
+def _make_env(spec: TaskSpec) -> Any:
+    prepare_display()
+    try:
+        from metaworld.env_dict import ALL_V3_ENVIRONMENTS
+    except ImportError as error:
+        raise InvalidInput(
+            "the simulator is not installed; install it with: pip install 'sarm2-client[sim]'"
+        ) from error
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        env = ALL_V3_ENVIRONMENTS[spec.env_name]()
+    # `reset(seed=)` ignores its argument, and the goal is hidden, unless all of this is set by hand.
+    env._set_task_called = True
+    env._freeze_rand_vec = False
+    env.seeded_rand_vec = True
+    env._partially_observable = False
+    del env.sawyer_observation_space  # cached with the goal's bounds at zero, to which `step` would clip
+    env.max_path_length = 1_000_000  # `step` raises after 500 otherwise; episodes are bounded here
+    return env
