@@ -81,7 +81,7 @@ def write_dataset(
         Conflict: `root` exists. InvalidInput: no episodes, or episodes that do not fit together.
     """
     root = Path(root)
-    _check_free(root)
+    check_free(root)
     root.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(prefix=f".{root.name}.", suffix=".partial", dir=root.parent))
     writer: _Writer | None = None
@@ -256,7 +256,8 @@ def _write_json(path: Path, content: Any) -> None:
     path.write_text(json.dumps(content, indent=4, ensure_ascii=False), encoding="utf-8")
 
 
-def _check_free(root: Path) -> None:
+def check_free(root: Path) -> None:
+    """Raise Conflict unless a dataset can be made at `root`: nothing there, or an empty folder."""
     if root.exists() and (not root.is_dir() or any(root.iterdir())):
         raise Conflict(f"{root} exists already; choose another folder, or remove it first")
 
@@ -264,5 +265,5 @@ def _check_free(root: Path) -> None:
 def _publish(partial: Path, root: Path) -> None:
     """Give the whole dataset its name, in one step."""
     partial.chmod(0o755)  # temporary folders are private
-    _check_free(root)
+    check_free(root)
     os.replace(partial, root)  # replaces an empty folder, and nothing else
