@@ -96,7 +96,9 @@ class BoundedQueue(Generic[T]):
 
     def clear(self) -> list[Entry[T]]:
         """Take everything."""
-        entries = [entry for heap in self._heaps.values() for _, _, entry in sorted(heap, key=lambda x: x[:2])]
+        entries = [
+            entry for heap in self._heaps.values() for _, _, entry in sorted(heap, key=lambda x: x[:2])
+        ]
         for heap in self._heaps.values():
             heap.clear()
         self.size_bytes = 0
@@ -117,7 +119,9 @@ class BoundedQueue(Generic[T]):
                 break
         return total
 
-    def _pop(self, heap: list[tuple[float, int, Entry[T]]], room: int, *, at_least_one: bool) -> list[Entry[T]]:
+    def _pop(
+        self, heap: list[tuple[float, int, Entry[T]]], room: int, *, at_least_one: bool
+    ) -> list[Entry[T]]:
         taken: list[Entry[T]] = []
         while heap:
             entry = heap[0][2]

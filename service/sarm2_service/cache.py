@@ -1,8 +1,8 @@
 """Embeddings of pictures already seen: a bounded memory tier, and Redis behind it where one is given.
 
-The cache fails open. A lookup that fails in any way is a miss, a write that fails is counted and forgotten, and
-no answer ever waits longer than the Redis budget. Live frames go through memory and are written behind; only
-whole episodes read Redis, with one MGET a batch.
+The cache fails open. A lookup that fails in any way is a miss, a write that fails is counted and
+forgotten, and no answer ever waits longer than the Redis budget. Live frames go through memory and are
+written behind; only whole episodes read Redis, with one MGET a batch.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ import redis.asyncio as redis_asyncio
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
+
 from sarm2_client import wire
 from sarm2_client.images import image_digest
-
 from sarm2_service.logs import log
 from sarm2_service.metrics import Metrics
 from sarm2_service.settings import Settings
@@ -47,7 +47,9 @@ _ENTRY_OVERHEAD = 200  # bytes of Python objects about one embedding, roughly
 class CacheKeys:
     """Makes keys: SHA-256 over everything that decides an embedding, and the picture's own digest."""
 
-    def __init__(self, *, encoder_id: str, weights_sha256: str, preprocess_hash: str, dtype: str = "float16") -> None:
+    def __init__(
+        self, *, encoder_id: str, weights_sha256: str, preprocess_hash: str, dtype: str = "float16"
+    ) -> None:
         self._base = hashlib.sha256()
         for part in (encoder_id, weights_sha256, preprocess_hash, dtype):
             text = part.encode()
@@ -63,11 +65,14 @@ class CacheKeys:
 def pack(key: bytes, embedding: Embedding) -> bytes:
     """The stored value: header (magic, schema, dtype, dim, length, checksum) and little-endian float16."""
     payload = np.ascontiguousarray(embedding, dtype="<f2").tobytes()
-    return _HEADER.pack(_MAGIC, _SCHEMA, _FLOAT16, embedding.size, len(payload), _checksum(key, payload)) + payload
+    return (
+        _HEADER.pack(_MAGIC, _SCHEMA, _FLOAT16, embedding.size, len(payload), _checksum(key, payload))
+        + payload
+    )
 
 
 def unpack(key: bytes, value: object, dim: int) -> Embedding | None:
-    """The embedding of a stored value, or None if it is anything else than what `pack` wrote under this key."""
+    """The embedding of a stored value, or None unless it is what `pack` wrote under this key."""
     if not isinstance(value, bytes) or len(value) != _HEADER.size + 2 * dim:
         return None
     magic, schema, dtype, stored_dim, length, checksum = _HEADER.unpack_from(value)
@@ -170,7 +175,7 @@ class RedisTier:
         return found
 
     def write_behind(self, entries: Iterable[tuple[bytes, Embedding]]) -> None:
-        """Queue for writing; call on the event loop. The queue is bounded: what does not fit is counted as lost."""
+        """Queue for writing; call on the event loop. What does not fit the bounded queue counts as lost."""
         for entry in entries:
             if len(self._waiting) >= self._max_waiting:
                 self._metrics.cache_lost_writes.inc()

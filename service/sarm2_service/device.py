@@ -30,13 +30,13 @@ def end_process(reason: str) -> None:
     os._exit(EXIT_CODE)
 
 
-class DeviceLost(Exception):
+class DeviceLostError(Exception):
     """Raised on the device thread when the device can no longer be used."""
 
 
 def is_device_lost(error: BaseException) -> bool:
     """Whether an exception means a broken accelerator rather than a bad input or too little memory."""
-    if isinstance(error, DeviceLost):
+    if isinstance(error, DeviceLostError):
         return True
     names = {kind.__name__ for kind in type(error).__mro__}
     if "OutOfMemoryError" in names:

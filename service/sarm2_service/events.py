@@ -12,10 +12,10 @@ from collections.abc import AsyncIterator, Mapping
 from typing import Any, Literal
 
 import msgspec
+
 from sarm2_client import wire
 from sarm2_client.errors import NotFound, Overloaded
 from sarm2_client.images import decode_image, encode_jpeg
-
 from sarm2_service.settings import Settings
 
 END_ID = "end"
@@ -87,7 +87,9 @@ class EpisodeView:
         """The latest picture of a camera as a JPEG file. Raises NotFound."""
         image = self._pictures.get(camera)
         if image is None:
-            raise NotFound(f"no picture of that camera; this episode has {sorted(self._pictures)}", field="camera")
+            raise NotFound(
+                f"no picture of that camera; this episode has {sorted(self._pictures)}", field="camera"
+            )
         if image.enc == "jpeg":
             return image.data
         return encode_jpeg(decode_image(image, max_pixels=2**26))
@@ -196,7 +198,9 @@ class EpisodeFeed:
     def check_room(self) -> None:
         """Raise Overloaded if as many pages watch as are allowed."""
         if sum(len(view.subscribers) for view in self._views.values()) >= self._settings.max_subscribers:
-            raise Overloaded(f"{self._settings.max_subscribers} pages are watching, the most allowed; close one")
+            raise Overloaded(
+                f"{self._settings.max_subscribers} pages are watching, the most allowed; close one"
+            )
 
 
 def _score_event(score: wire.Score) -> bytes:

@@ -1,4 +1,4 @@
-"""Logs as JSON: one line an event, to standard error; every failure carries an `error_id` a caller can quote."""
+"""Logs as JSON: one line an event, to standard error; failures carry the `error_id` a caller saw."""
 
 from __future__ import annotations
 
@@ -35,9 +35,10 @@ class JsonFormatter(logging.Formatter):
     """One JSON object a line: time, level, event, its fields, and the traceback if there is one."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """Write `record` as one line of JSON (newlines inside values are escaped: a caller cannot forge one)."""
+        """One line of JSON; newlines inside values are escaped, so that a caller cannot forge a line."""
         line: dict[str, Any] = {
-            "time": time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created)) + f".{int(record.msecs):03d}Z",
+            "time": time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
+            + f".{int(record.msecs):03d}Z",
             "level": record.levelname.lower(),
             "event": record.getMessage(),
         }

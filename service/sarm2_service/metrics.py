@@ -22,7 +22,9 @@ class Metrics:
         self.registry = registry
         self._tasks = {_plain(task): task for task in tasks}
         r = registry
-        self.encoder_images = Counter("sarm2_encoder_images_total", "Pictures the encoder embedded", registry=r)
+        self.encoder_images = Counter(
+            "sarm2_encoder_images_total", "Pictures the encoder embedded", registry=r
+        )
         self.scored_steps = Counter("sarm2_scored_steps_total", "Frames answered with a score", registry=r)
         self.step_latency = Histogram(
             "sarm2_step_latency_seconds",
@@ -55,21 +57,30 @@ class Metrics:
         self.final_progress = Histogram(
             "sarm2_final_progress", "Progress at the end of episodes", ["task"], buckets=_TENTHS, registry=r
         )
-        self.primitive = Counter("sarm2_primitive_total", "Scored frames by primitive", ["primitive"], registry=r)
-        self.uncertain_steps = Counter("sarm2_uncertain_steps_total", "Scored frames marked uncertain", registry=r)
+        self.primitive = Counter(
+            "sarm2_primitive_total", "Scored frames by primitive", ["primitive"], registry=r
+        )
+        self.uncertain_steps = Counter(
+            "sarm2_uncertain_steps_total", "Scored frames marked uncertain", registry=r
+        )
         self.dropped_frames = Counter(
             "sarm2_dropped_frames_total", "Realtime frames not scored", ["reason"], registry=r
         )
         self.errors = Counter("sarm2_errors_total", "Errors told to callers", ["code"], registry=r)
         self.event_loop_lag = Histogram(
-            "sarm2_event_loop_lag_seconds", "How late the event loop runs a timer", buckets=_SECONDS, registry=r
+            "sarm2_event_loop_lag_seconds",
+            "How late the event loop runs a timer",
+            buckets=_SECONDS,
+            registry=r,
         )
         self.build_info = Gauge(
             "sarm2_build_info", "Always 1; says what runs", ["version", "model"], registry=r
         )
         for queue in ("frames", "windows"):
             self.queue_depth.labels(queue)
-        self.progress_of = {task: self.progress.labels(task) for task in (*self._tasks.values(), UNKNOWN_TASK)}
+        self.progress_of = {
+            task: self.progress.labels(task) for task in (*self._tasks.values(), UNKNOWN_TASK)
+        }
 
     def task(self, text: str) -> str:
         """The label of an instruction: the bundle's own spelling if it knows it, else "unknown"."""

@@ -1,8 +1,8 @@
 """The scorer: pictures and state in, scores out, with every open episode sharing the device's batches.
 
-A step goes through two queues on the one device thread: its pictures to the encoder, then its window to the
-heads. An idle device does all of it in one hop from the event loop and back. Windows go first, for their steps
-are nearer to an answer.
+A step goes through two queues on the one device thread: its pictures to the encoder, then its window to
+the heads. An idle device does all of it in one hop from the event loop and back. Windows go first, for
+their steps are nearer to an answer.
 
 Shapes: C cameras, D embedding, S state, N pictures.
 """
@@ -20,12 +20,12 @@ from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
+
 from sarm2_client import wire
 from sarm2_client.errors import InvalidState, ModelFailed, Overloaded, Sarm2Error
 from sarm2_client.images import decode_image, resize_with_pad
 from sarm2_models.reward_model import RewardModel, ScoreBatch
 from sarm2_models.window import EpisodeMemory, Window, WindowBatch
-
 from sarm2_service.batcher import BoundedQueue, Entry, run_isolated
 from sarm2_service.cache import CacheKeys, Embedding, EmbeddingCache
 from sarm2_service.device import DeviceThread, end_process, is_device_lost
@@ -143,7 +143,7 @@ class Scorer:
         self._settings = settings
         self._keys = CacheKeys(
             encoder_id=model.encoder.id,
-            weights_sha256=self.info.weights_sha256,
+            weights_sha256=model.encoder.weights_sha256,
             preprocess_hash=self.preprocess.hash,
         )
         self._frames: BoundedQueue[Step] = BoundedQueue(
@@ -218,7 +218,7 @@ class Scorer:
         return step
 
     async def prefetch(self, steps: Iterable[Step]) -> None:
-        """Ask Redis for everything these steps need, in one round trip; on any failure they are just encoded."""
+        """Ask Redis for all that these steps need, in one round trip; what it lacks is encoded."""
         steps = list(steps)
         found = await self.cache.fetch(key for step in steps for key in step.keys)
         for step in steps if found else ():
@@ -241,7 +241,7 @@ class Scorer:
                 step.decoding = self._pool.submit(self._decode, step)
 
     async def embed(self, images: Sequence[wire.Image]) -> npt.NDArray[np.float16]:
-        """Image embeddings (N, D) float16, through cache and batches. Raises the error of the first bad picture."""
+        """Image embeddings (N, D) float16, through cache and batches. Raises for the first bad picture."""
         chunk = max(1, self._settings.max_background_images // 2)
         rows: list[Embedding] = []
         for begin in range(0, len(images), chunk):
@@ -331,7 +331,8 @@ class Scorer:
     def _decode(self, step: Step) -> None:
         size, limit = self.model.encoder.image_size, self._settings.max_image_pixels
         step.pixels = [
-            resize_with_pad(decode_image(step.images[index], max_pixels=limit), size) for index in step.missing
+            resize_with_pad(decode_image(step.images[index], max_pixels=limit), size)
+            for index in step.missing
         ]
 
     def _encode(self, steps: Sequence[Step]) -> list[None]:

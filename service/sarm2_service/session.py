@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from sarm2_client import wire
 from sarm2_client.codec import encode, error_message
 from sarm2_client.errors import Conflict, InvalidInput, InvalidSequence, Overloaded, TooLarge
-
 from sarm2_service.events import EpisodeView
 from sarm2_service.logs import new_error_id
 from sarm2_service.metrics import Metrics
@@ -100,7 +99,8 @@ class Session:
         self._check_seq(frame.seq)
         if self.in_flight >= self._settings.max_in_flight:
             raise Overloaded(
-                f"{self.in_flight} frames wait for their answers, the most allowed; wait for scores", seq=frame.seq
+                f"{self.in_flight} frames wait for their answers, the most allowed; wait for scores",
+                seq=frame.seq,
             )
         images = self._ordered(frame.images, frame.seq)
         return self._scorer.new_step(
@@ -114,7 +114,7 @@ class Session:
         )
 
     def submit(self, step: Step, frame: wire.Frame) -> None:
-        """Hand a prepared step to the device. Raises Overloaded, and accepts nothing, if its queue is full."""
+        """Hand a prepared step to the device. Raises Overloaded, accepting nothing, if its queue is full."""
         self._scorer.submit(step)
         self._first_seq = frame.seq if self._first_seq is None else self._first_seq
         self._last_seq = frame.seq
@@ -128,7 +128,9 @@ class Session:
 
     def _repeat(self, seq: int, known: _Answer, fingerprint: int) -> None:
         if known.fingerprint != fingerprint:
-            raise InvalidSequence(f"seq {seq} was sent before with other content; number frames anew", field="seq", seq=seq)
+            raise InvalidSequence(
+                f"seq {seq} was sent before with other content; number frames anew", field="seq", seq=seq
+            )
         if known.message is not None:
             self._send(known.message)
 
@@ -138,7 +140,7 @@ class Session:
         first = seq if self._first_seq is None else self._first_seq
         if seq - first >= self._settings.max_episode_frames:
             raise TooLarge(
-                f"an episode has at most {self._settings.max_episode_frames} frames; end this one and start another",
+                f"an episode has at most {self._settings.max_episode_frames} frames; end this one",
                 field="seq",
                 seq=seq,
             )
@@ -146,7 +148,9 @@ class Session:
     def _ordered(self, images: Mapping[str, wire.Image], seq: int) -> list[wire.Image]:
         if images.keys() != set(self._cameras):
             raise InvalidInput(
-                f"expected a picture of each of {self._cameras}, got {sorted(images)[:10]}", field="images", seq=seq
+                f"expected a picture of each of {self._cameras}, got {sorted(images)[:10]}",
+                field="images",
+                seq=seq,
             )
         return [images[camera] for camera in self._cameras]
 
@@ -243,12 +247,12 @@ class Session:
         )
         if not same or not math.isclose(mine.fps, theirs.fps):
             raise Conflict(
-                "this session was started with another task, fps, cameras, qos or reward; resume with the same",
+                "this session was started with another task, fps, cameras, qos or reward; resume it as it was",
                 field="session_id",
             )
 
     def attach(self, sink: Callable[[bytes], None], displaced: Callable[[], None]) -> None:
-        """Answers go to `sink` from now on; the connection that had them, if any, is told by its `displaced`."""
+        """Answers go to `sink` from now on; the connection that had them is told by its `displaced`."""
         if self._displaced is not None:
             self._displaced()
         self.sink, self._displaced = sink, displaced
@@ -290,4 +294,3 @@ def _fingerprint(frame: wire.Frame) -> int:
     """Tells a repeated frame from another one with the same `seq`; within this process only."""
     pictures = tuple((name, hash(image.data), image.shape) for name, image in sorted(frame.images.items()))
     return hash((pictures, tuple(frame.state)))
-

@@ -8,7 +8,6 @@ import time
 
 from sarm2_client import wire
 from sarm2_client.errors import Conflict, InvalidInput, Overloaded
-
 from sarm2_service.events import EpisodeFeed
 from sarm2_service.logs import log
 from sarm2_service.scorer import Scorer
@@ -41,7 +40,8 @@ class Sessions:
         """
         if sorted(start.cameras) != sorted(self._scorer.info.cameras):
             raise InvalidInput(
-                f"this model needs the cameras {self._scorer.info.cameras}, got {start.cameras[:10]}", field="cameras"
+                f"this model needs the cameras {self._scorer.info.cameras}, got {start.cameras[:10]}",
+                field="cameras",
             )
         known = self._open.get(start.session_id)
         if known is not None and start.resume_from is not None and self._may_take(known):
@@ -66,7 +66,9 @@ class Sessions:
 
     def _may_take(self, session: Session) -> bool:
         """A lost episode is free; so is one whose connection has been silent: it may be half-open."""
-        return session.sink is None or time.monotonic() - session.last_heard >= self._settings.takeover_after_s
+        return (
+            session.sink is None or time.monotonic() - session.last_heard >= self._settings.takeover_after_s
+        )
 
     def _check_free(self, session_id: str, known: Session | None) -> None:
         if session_id in self._opening or (known is not None and known.sink is not None):
@@ -81,7 +83,9 @@ class Sessions:
             return
         lost = [session for session in self._open.values() if session.detached_at is not None]
         if not lost:
-            raise Overloaded(f"{self._settings.max_sessions} episodes are open, the most allowed; try again later")
+            raise Overloaded(
+                f"{self._settings.max_sessions} episodes are open, the most allowed; try again later"
+            )
         self.end(min(lost, key=lambda session: session.detached_at or 0.0))
 
     def end(self, session: Session) -> wire.Summary:

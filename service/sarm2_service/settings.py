@@ -1,4 +1,4 @@
-"""Every setting of the service, with its bounds. The environment (`SARM2_...`) is read here and nowhere else."""
+"""Every setting of the service, with its bounds. The environment (`SARM2_...`) is read here alone."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 
 from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
 from sarm2_client.errors import InvalidInput
 from sarm2_client.wire import Limits
 
@@ -19,7 +20,7 @@ MEBIBYTE = 2**20
 
 
 class Settings(BaseSettings):
-    """Frozen. Units are in the names: `_s` seconds, `_ms` milliseconds, `_bytes` bytes; the rest are counts."""
+    """Frozen. Units are in the names: `_s` seconds, `_ms` milliseconds, `_bytes` bytes; others are counts."""
 
     model_config = SettingsConfigDict(env_prefix=ENV_PREFIX, frozen=True, extra="forbid")
 
@@ -37,9 +38,14 @@ class Settings(BaseSettings):
     # The model and its device
     bundle: Path | None = Field(None, description="model bundle folder; empty: the one that ships with sarm2")
     device: Literal["cpu", "cuda"] = Field("cpu", description="where the model runs")
-    torch_threads: int | None = Field(None, ge=1, le=256, description="CPU threads of the model; empty: all cores")
+    torch_threads: int | None = Field(
+        None, ge=1, le=256, description="CPU threads of the model; empty: all cores"
+    )
     decode_threads: int = Field(
-        0, ge=0, le=64, description="threads that decode pictures while the device is busy; 0: the device's own"
+        0,
+        ge=0,
+        le=64,
+        description="threads that decode pictures while the device is busy; 0: the device's own",
     )
     max_batch_images: int = Field(48, ge=4, le=4096, description="pictures in one encoder batch")
     max_background_images: int = Field(
@@ -49,11 +55,15 @@ class Settings(BaseSettings):
     background_share: float = Field(
         0.125, gt=0, le=0.5, description="share of a full batch kept for `batch` work while robots stream"
     )
-    device_timeout_s: float = Field(30, ge=0.1, le=3600, description="one batch longer than this ends the process")
+    device_timeout_s: float = Field(
+        30, ge=0.1, le=3600, description="one batch longer than this ends the process"
+    )
 
     # The cache of embeddings
     cache_bytes: int = Field(256 * MEBIBYTE, ge=0, le=2**40, description="memory cache of embeddings; 0: off")
-    redis_url: str | None = Field(None, max_length=1024, description="redis://, rediss:// or unix://; empty: off")
+    redis_url: str | None = Field(
+        None, max_length=1024, description="redis://, rediss:// or unix://; empty: off"
+    )
     redis_budget_ms: float = Field(50, ge=1, le=1000, description="longest that one answer waits for Redis")
     redis_breaker_s: float = Field(5, ge=0.05, le=600, description="pause after Redis failed")
     redis_ttl_s: int = Field(7 * 86400, ge=1, le=365 * 86400, description="how long Redis keeps an embedding")
@@ -77,15 +87,24 @@ class Settings(BaseSettings):
     max_subscribers: int = Field(64, ge=1, le=65536, description="pages watching episodes at once")
     max_queue_frames: int = Field(2048, ge=1, le=2**20, description="frames waiting for the encoder")
     max_queue_bytes: int = Field(512 * MEBIBYTE, ge=1024, le=2**40, description="their pictures, together")
-    history_frames: int = Field(4096, ge=16, le=2**20, description="answers kept an episode, to resend and replay")
+    history_frames: int = Field(
+        4096, ge=16, le=2**20, description="answers kept an episode, to resend and replay"
+    )
     ended_episodes: int = Field(32, ge=0, le=4096, description="ended episodes kept for the page")
 
     # How long
-    idle_timeout_s: float = Field(60, ge=0.05, le=86400, description="silence after which a connection is closed")
-    send_timeout_s: float = Field(10, ge=0.05, le=600, description="how long a reader may leave an answer unread")
+    idle_timeout_s: float = Field(
+        60, ge=0.05, le=86400, description="silence after which a connection is closed"
+    )
+    send_timeout_s: float = Field(
+        10, ge=0.05, le=600, description="how long a reader may leave an answer unread"
+    )
     resume_window_s: float = Field(120, ge=0, le=86400, description="how long a lost episode can be resumed")
     takeover_after_s: float = Field(
-        2, ge=0, le=600, description="silence after which a resume may take over a half-open connection's episode"
+        2,
+        ge=0,
+        le=600,
+        description="silence after which a resume may take over a half-open connection's episode",
     )
     ping_interval_s: float = Field(10, ge=0.1, le=600, description="websocket keep-alive, and its timeout")
     body_timeout_s: float = Field(60, ge=0.05, le=3600, description="time to send one HTTP body")

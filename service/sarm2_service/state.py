@@ -8,7 +8,6 @@ import time
 from typing import Protocol
 
 from sarm2_client.errors import Overloaded
-
 from sarm2_service.cache import EmbeddingCache
 from sarm2_service.events import EpisodeFeed
 from sarm2_service.logs import log
@@ -97,7 +96,9 @@ class Service:
         if len(self._connections) >= self.settings.max_connections:
             raise Overloaded(f"{self.settings.max_connections} connections are open, the most allowed")
         if not self._accepts.take(time.monotonic()):
-            raise Overloaded(f"more than {self.settings.accepts_per_s:g} connections a second; back off and retry")
+            raise Overloaded(
+                f"more than {self.settings.accepts_per_s:g} connections a second; back off and retry"
+            )
         self._connections.add(connection)
         self.metrics.connections.set(len(self._connections))
 

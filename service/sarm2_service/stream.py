@@ -14,6 +14,8 @@ import time
 from collections import deque
 from typing import NoReturn
 
+from starlette.types import Receive, Send
+
 from sarm2_client import wire
 from sarm2_client.codec import decode_client_message, encode, error_message
 from sarm2_client.errors import (
@@ -26,8 +28,6 @@ from sarm2_client.errors import (
     Sarm2Error,
     WaitTimeout,
 )
-from starlette.types import Receive, Send
-
 from sarm2_service import __version__
 from sarm2_service.logs import log, log_failure, new_error_id
 from sarm2_service.session import Session
@@ -39,7 +39,7 @@ CLOSE_GOING_AWAY = 1012
 _OUTBOX_SPARE = 64
 
 
-class _Close(Exception):
+class _Close(Exception):  # noqa: N818  # a signal, not an error
     """Leave the reading loop and close with this code once everything queued is sent."""
 
     def __init__(self, code: int, reason: str) -> None:
@@ -189,7 +189,9 @@ class Connection:
                 raise _Close(error.close_code, error.code) from None
         except Sarm2Error as error:
             self._tell(error)
-            if isinstance(error, Conflict | Draining) or (isinstance(error, Overloaded) and error.seq is None):
+            if isinstance(error, Conflict | Draining) or (
+                isinstance(error, Overloaded) and error.seq is None
+            ):
                 raise _Close(error.close_code, error.code) from None
 
     async def _handle(self, message: wire.ClientMessage, received: float) -> None:

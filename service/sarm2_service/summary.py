@@ -11,7 +11,9 @@ MAX_SEGMENTS = 10_000
 class SummaryBuilder:
     """Counts and extremes of one episode. Memory is bounded, however long the episode."""
 
-    def __init__(self, *, session_id: str, task: str, task_known: bool, fps: float, model_version: str) -> None:
+    def __init__(
+        self, *, session_id: str, task: str, task_known: bool, fps: float, model_version: str
+    ) -> None:
         self._identity = (session_id, task, task_known, model_version)
         self._fps = fps
         self.frames = 0

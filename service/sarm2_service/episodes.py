@@ -1,0 +1,193 @@
+"""Whole episodes and bare pictures over HTTP: bodies in, the same scoring as live, answers out."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+import numpy as np
+from starlette.datastructures import FormData, UploadFile
+from starlette.requests import Request
+from starlette.responses import Response
+
+from sarm2_client import wire
+from sarm2_client.codec import decode_embed_request, decode_episode_request, encode
+from sarm2_client.errors import BY_CODE, InvalidInput, InvalidMessage, ModelFailed, Sarm2Error, TooLarge
+from sarm2_service.session import Session
+from sarm2_service.state import Service
+
+MSGPACK = "application/msgpack"
+_FORM_FIELDS = ("task", "fps", "state", "session_id", "reward", "gamma")
+
+
+async def score_episode(service: Service, request: Request) -> Response:
+    """Score the episode in the body. Answers msgpack, or JSON where `Accept` asks for it.
+
+    Raises a Sarm2Error for a body that is no episode, or for the first frame that cannot be scored.
+    """
+    if service.uploads.locked():
+        raise _busy(service)
+    async with service.uploads:
+        episode = await _read_episode(service, request)
+        response = await _score(service, episode)
+    return _answer(request, response)
+
+
+async def embed(service: Service, request: Request) -> Response:
+    """Embed the pictures in the body. Raises a Sarm2Error for the first that cannot be embedded."""
+    if service.uploads.locked():
+        raise _busy(service)
+    async with service.uploads:
+        body = decode_embed_request(await request.body(), max_bytes=service.settings.max_body_bytes)
+        if not 1 <= len(body.images) <= service.settings.max_embed_images:
+            raise TooLarge(
+                f"expected 1 to {service.settings.max_embed_images} pictures, got {len(body.images)}",
+                field="images",
+            )
+        rows_ND = await service.scorer.embed(body.images)
+    encoder = service.scorer.model.encoder
+    answer = wire.EmbedResponse(
+        dim=encoder.dim, data=np.ascontiguousarray(rows_ND, "<f2").tobytes(), encoder_id=encoder.id
+    )
+    return Response(encode(answer), media_type=MSGPACK)
+
+
+def _busy(service: Service) -> Sarm2Error:
+    count = service.settings.max_uploads
+    return BY_CODE["overloaded"](
+        f"{count} whole episodes are being scored, the most allowed; try again later"
+    )
+
+
+def _answer(request: Request, response: wire.EpisodeResponse) -> Response:
+    if "application/json" in request.headers.get("accept", ""):
+        return Response(msgspec.json.encode(response), media_type="application/json")
+    return Response(encode(response), media_type=MSGPACK)
+
+
+# --- scoring -----------------------------------------------------------------------------------------
+
+
+async def _score(service: Service, request: wire.EpisodeRequest) -> wire.EpisodeResponse:
+    start = wire.Start(
+        session_id=request.session_id or f"http-{secrets.token_hex(8)}",
+        task=request.task,
+        fps=request.fps,
+        cameras=list(service.scorer.info.cameras),
+        qos="batch",
+        reward=request.reward,
+        gamma=request.gamma,
+    )
+    session, _ = await service.sessions.open(start)
+    answers = _Answers()
+    session.attach(answers.take, lambda: None)
+    session.on_score = answers.scores.append
+    try:
+        frames, size = _frames(request), service.settings.max_in_flight
+        for begin in range(0, len(frames), size):
+            await _feed(service, session, frames[begin : begin + size])
+            if answers.error is not None:
+                raise answers.error
+    finally:
+        summary = service.sessions.end(session)
+    return wire.EpisodeResponse(scores=answers.scores, summary=summary)
+
+
+def _frames(request: wire.EpisodeRequest) -> list[wire.Frame]:
+    frames: list[wire.Frame] = []
+    seq = -1
+    for frame in request.frames:
+        seq = seq + 1 if frame.seq is None else frame.seq
+        frames.append(wire.Frame(seq=seq, t_ns=0, images=frame.images, state=frame.state))
+    return frames
+
+
+async def _feed(service: Service, session: Session, frames: Sequence[wire.Frame]) -> None:
+    """Check a chunk of frames, ask Redis for all of it at once, and wait for its scores."""
+    steps = [(session.prepare(frame, time.monotonic()), frame) for frame in frames]
+    await service.scorer.prefetch(step for step, _ in steps if step is not None)
+    for step, frame in steps:
+        if step is not None:
+            session.submit(step, frame)
+    await session.settled()
+    await asyncio.sleep(0)  # long episodes of cached frames must not hold the loop
+
+
+class _Answers:
+    """Collects what a session answers; remembers the first frame that failed."""
+
+    def __init__(self) -> None:
+        self.scores: list[wire.Score] = []
+        self.error: Sarm2Error | None = None
+
+    def take(self, data: bytes) -> None:
+        """One answer of the session, as msgpack."""
+        if self.error is None and msgspec.msgpack.decode(data)["type"] == "error":
+            error = msgspec.msgpack.decode(data, type=wire.Error)
+            kind = BY_CODE.get(error.code, ModelFailed)
+            text = f"frame {error.seq}: {error.message}"
+            self.error = kind(text, field=error.field, error_id=error.error_id, seq=error.seq)
+
+
+# --- bodies ------------------------------------------------------------------------------------------
+
+
+async def _read_episode(service: Service, request: Request) -> wire.EpisodeRequest:
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    limit = service.settings.max_body_bytes
+    if kind in (MSGPACK, "application/x-msgpack", "application/vnd.msgpack"):
+        return decode_episode_request(await request.body(), service.limits, max_bytes=limit)
+    if kind == "multipart/form-data":
+        files = min(service.settings.max_episode_frames * len(service.scorer.info.cameras), 10_000)
+        async with request.form(max_files=files, max_fields=16, max_part_size=16 * 2**20) as form:
+            body = await _from_form(service, form)
+        # Through the same checks as a msgpack body: one set of rules.
+        return decode_episode_request(body, service.limits, max_bytes=limit)
+    raise InvalidMessage(
+        f"expected a body of {MSGPACK} or multipart/form-data, got {kind[:80] or 'no type'!r}"
+    )
+
+
+async def _from_form(service: Service, form: FormData) -> bytes:
+    states = _json_field(form, "state")
+    if not isinstance(states, list):
+        raise InvalidInput("expected `state` as JSON: a list of numbers for every frame", field="state")
+    images = {camera: await _files(form, camera) for camera in service.scorer.info.cameras}
+    unknown = sorted(set(form) - set(images) - set(_FORM_FIELDS))
+    if unknown:
+        raise InvalidInput(f"there is no field {unknown[0][:64]!r} in this form", field=unknown[0][:64])
+    for camera, files in images.items():
+        if len(files) != len(states):
+            raise InvalidInput(
+                f"camera {camera!r} has {len(files)} files for {len(states)} states", field=camera
+            )
+    frames = [
+        {
+            "images": {camera: {"enc": "jpeg", "data": files[t]} for camera, files in images.items()},
+            "state": state,
+        }
+        for t, state in enumerate(states)
+    ]
+    fields: dict[str, Any] = {"task": form.get("task"), "fps": _json_field(form, "fps"), "frames": frames}
+    fields |= {name: form[name] for name in ("session_id", "reward") if name in form}
+    if "gamma" in form:
+        fields["gamma"] = _json_field(form, "gamma")
+    return encode(fields)
+
+
+async def _files(form: FormData, camera: str) -> list[bytes]:
+    return [await file.read() for file in form.getlist(camera) if isinstance(file, UploadFile)]
+
+
+def _json_field(form: FormData, name: str) -> Any:
+    text = form.get(name)
+    if not isinstance(text, str):
+        raise InvalidInput(f"this form needs a text field {name!r}", field=name)
+    try:
+        return msgspec.json.decode(text)
+    except (ValueError, RecursionError):
+        raise InvalidInput(f"the field {name!r} is no JSON", field=name) from None

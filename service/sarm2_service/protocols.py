@@ -1,0 +1,37 @@
+"""uvicorn's protocols, with a bound on two waits: for headers, and for a peer that reads no more."""
+
+from __future__ import annotations
+
+import asyncio
+
+from uvicorn.protocols.http.h11_impl import H11Protocol
+from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
+
+HEADER_TIMEOUT_S = 10.0
+CLOSE_TIMEOUT_S = 5.0
+
+
+class HttpProtocol(H11Protocol):
+    """Closes a connection that has sent no whole request within HEADER_TIMEOUT_S."""
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Begin to wait for the headers."""
+        super().connection_made(transport)
+        self.loop.call_later(HEADER_TIMEOUT_S, self._check_headers)
+
+    def _check_headers(self) -> None:
+        if getattr(self, "headers", None) is None and not self.transport.is_closing():
+            self.transport.close()
+
+
+class StreamProtocol(WebSocketsSansIOProtocol):
+    """Once the application is done, a peer that does not take the rest is cut off after CLOSE_TIMEOUT_S."""
+
+    def on_task_complete(self, task: asyncio.Task[None]) -> None:
+        """The application has returned."""
+        super().on_task_complete(task)
+        self.loop.call_later(CLOSE_TIMEOUT_S, self._cut)
+
+    def _cut(self) -> None:
+        if not self.disconnected:
+            self.transport.abort()

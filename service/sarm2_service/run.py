@@ -1,0 +1,96 @@
+"""Build everything from the settings and serve until told to stop; then drain."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import socket
+
+import torch
+import uvicorn
+from fastapi import FastAPI
+from prometheus_client import CollectorRegistry
+
+from sarm2_client.errors import InvalidInput
+from sarm2_models.checkpoint import default_bundle, load_bundle
+from sarm2_models.reward_model import RewardModel
+from sarm2_service import logs
+from sarm2_service.app import create_app
+from sarm2_service.cache import EmbeddingCache
+from sarm2_service.metrics import Metrics
+from sarm2_service.protocols import HttpProtocol, StreamProtocol
+from sarm2_service.scorer import Scorer
+from sarm2_service.settings import Settings
+
+MAX_HEADER_BYTES = 32 * 1024
+
+
+class DrainingServer(uvicorn.Server):
+    """uvicorn closes websockets at once when it stops; this finishes accepted frames first."""
+
+    def __init__(self, config: uvicorn.Config, app: FastAPI) -> None:
+        super().__init__(config)
+        self._application = app
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Start, and say where: with port 0 nobody knows it before."""
+        await super().startup(sockets)
+        for server in self.servers:
+            for listener in server.sockets:
+                logs.log(logging.INFO, "listening", address=list(listener.getsockname()[:2]))
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Drain, then stop. New work is refused meanwhile, so that load balancers see it."""
+        await self._application.state.service.drain()
+        await super().shutdown(sockets)
+
+
+def load_model(settings: Settings) -> RewardModel:
+    """The bundle that the settings name. Raises InvalidInput or NotFound, saying what does not match."""
+    if settings.device == "cuda" and not torch.cuda.is_available():
+        raise InvalidInput(
+            "device = 'cuda', but no CUDA device is usable here; set SARM2_DEVICE=cpu", field="device"
+        )
+    torch.set_num_threads(settings.torch_threads or len(os.sched_getaffinity(0)))
+    return load_bundle(settings.bundle or default_bundle(), settings.device)
+
+
+def build_app(settings: Settings, model: RewardModel) -> FastAPI:
+    """The application around a loaded model, with metrics in a registry of its own."""
+    registry = CollectorRegistry()
+    metrics = Metrics(registry, model.info.tasks)
+    cache = EmbeddingCache(settings, model.encoder.dim, metrics)
+    return create_app(settings, Scorer(model, settings, cache, metrics), cache, registry)
+
+
+def make_server(settings: Settings, app: FastAPI) -> DrainingServer:
+    """A server that is not started yet; `should_exit = True` stops it as SIGTERM does."""
+    config = uvicorn.Config(
+        app,
+        host=settings.host,
+        port=settings.port,
+        http=HttpProtocol,
+        ws=StreamProtocol,
+        ws_per_message_deflate=False,
+        # A little above the limit that `hello` states, so that the refusal can say so.
+        ws_max_size=settings.max_message_bytes + 1024,
+        ws_ping_interval=settings.ping_interval_s,
+        ws_ping_timeout=settings.ping_interval_s,
+        h11_max_incomplete_event_size=MAX_HEADER_BYTES,
+        limit_concurrency=settings.max_connections + settings.max_subscribers + 64,
+        timeout_graceful_shutdown=max(1, round(settings.drain_timeout_s)),
+        lifespan="on",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+    )
+    return DrainingServer(config, app)
+
+
+def serve(settings: Settings) -> None:
+    """Load, warm up, and serve until SIGTERM or Ctrl-C."""
+    logs.configure(settings.log_level)
+    app = build_app(settings, load_model(settings))
+    server = make_server(settings, app)
+    asyncio.run(server.serve())
