@@ -15,7 +15,8 @@ def picture(frame: int, camera: int = 0, size: int = 32) -> npt.NDArray[np.uint8
     """Uint8 (size, size, 3): a smooth ramp whose brightness names the frame."""
     ramp = np.linspace(0, 60, size)
     base = np.add.outer(ramp, ramp)[..., None] + np.array([10 * camera, 0.0, 30.0])
-    return np.clip(base + 4 * (frame % 25), 0, 255).astype(np.uint8)
+    pixels: npt.NDArray[np.uint8] = np.clip(base + 4 * (frame % 25), 0, 255).astype(np.uint8)
+    return pixels
 
 
 def small_episode(

@@ -22,7 +22,7 @@ from sarm2_client.errors import InvalidImage, InvalidInput, NotFound, Sarm2Error
 from sarm2_client.images import decode_jpeg
 from sarm2_rollouts.lerobot_reader import open_dataset
 from sarm2_rollouts.lerobot_writer import write_dataset
-from sarm2_rollouts.video import read_frames
+from sarm2_rollouts.video import VideoWriter, read_frames
 
 DATA = "data/chunk-000/file-000.parquet"
 EPISODES = "meta/episodes/chunk-000/file-000.parquet"
@@ -185,6 +185,15 @@ def test_an_episode_is_found_in_the_middle_of_a_video_of_any_codec(tmp_path: Pat
     make_video(tmp_path / "v.mp4", codec, 30, 50)
     for start, count in ((0, 50), (17, 20), (49, 1)):
         assert levels(tmp_path / "v.mp4", start / 30, count, 30.0) == list(range(start, start + count))
+
+
+def test_decoding_does_not_darken_the_pictures(tmp_path: Path) -> None:
+    """FFmpeg's default conversion is a level or two too dark, which a model would see as a shift."""
+    ramp = np.repeat(np.add.outer(np.arange(64), np.arange(64))[..., None] + 60, 3, axis=2).astype(np.uint8)
+    with VideoWriter(tmp_path / "v.mp4", 10.0, 64, 64) as video:
+        video.write(ramp)
+    (decoded,) = read_frames(tmp_path / "v.mp4", 0.0, 1, 10.0)
+    assert abs(decoded.mean() - ramp.mean()) < 0.5
 
 
 def test_a_video_of_a_higher_rate_is_thinned(tmp_path: Path) -> None:

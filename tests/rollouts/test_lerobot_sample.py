@@ -9,11 +9,13 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow.parquet as pq
 import pytest
+from av.video.reformatter import Interpolation
 
 from sarm2_client.images import decode_jpeg, encode_jpeg
 from sarm2_rollouts.lerobot_reader import Dataset, open_dataset
 
 SAMPLE = Path(__file__).parent / "lerobot_v3_sample"
+ACCURATE = Interpolation.BILINEAR | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT
 CAMERAS = ("top", "left_wrist", "right_wrist")
 
 
@@ -87,6 +89,6 @@ def _decode_all(path: Path) -> dict[int, npt.NDArray[np.uint8]]:
     """Every frame of a file by its time in microseconds."""
     with av.open(str(path)) as container:
         return {
-            round(float(frame.time) * 1e6): frame.to_ndarray(format="rgb24")
+            round(float(frame.time) * 1e6): frame.to_ndarray(format="rgb24", interpolation=ACCURATE)
             for frame in container.decode(video=0)
         }
