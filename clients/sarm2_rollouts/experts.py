@@ -68,7 +68,10 @@ def carry(metaworld_policy: Expert, task_name: str) -> Expert:
         close = abs(below[2]) < 0.04 and abs(below[1]) < 0.035 and abs(below[0]) < _LENGTH[task_name]
         if close and thing[2] > 0.05 and 0.3 < gripper < 0.7:
             return bring(hand, thing, observation[GOAL])
-        return metaworld_policy(observation)
+        action = metaworld_policy(observation)
+        # Its "do not grab" is an effort of 0, which leaves the fingers too narrow for a second try.
+        action[3] = action[3] if action[3] > 0 else OPEN
+        return action
 
     return act
 

@@ -289,7 +289,7 @@ def _rules_drawer(q: _Quantities, rests: Mapping[str, Array]) -> _Rule:
         ("push", closing_T),
         ("retract", done_T & (q["tool_z"] > HOOKED_HEIGHT + 0.005)),
         ("pull", done_T),
-        ("pull", near_T & low_T),
+        ("pull", near_T & (low_T | (_change(q["joint"], 3) > 0.04))),
         ("lower", near_T),
         ("reach", None),
     ), ~(closing_T | done_T)

@@ -91,18 +91,18 @@ def write_script(kind: EpisodeKind, spec: TaskSpec, rng: np.random.Generator) ->
 
 
 def _write_perturbed(spec: TaskSpec, rng: np.random.Generator) -> Script:
-    noise = float(rng.choice([0.05, 0.2, 0.4, 0.8], p=[0.3, 0.35, 0.2, 0.15]))
+    noise = float(rng.choice([0.05, 0.2, 0.4, 0.7], p=[0.3, 0.35, 0.2, 0.15]))
     planned: list[Planned] = []
     regress = rng.random() < 0.5
     if rng.random() < (0.25 if regress else 0.75):
         planned.append(_early(spec, rng))
     if regress:
         planned.append(_regress(spec, rng))
-        if rng.random() < 0.35:
+        if rng.random() < 0.3:
             planned.append(_ending(rng))
         elif rng.random() < 0.2:
             planned.append(_regress(spec, rng))
-    elif rng.random() < 0.55:
+    elif rng.random() < 0.45:
         planned.append(_ending(rng, float(rng.uniform(0.15, 0.85))))
     bad_rate = float(rng.choice([0.0, 0.015]))
     return Script(noise, bad_rate, tuple(planned), max_steps=int(rng.integers(150, 230)))
