@@ -1,0 +1,143 @@
+"""A real server on a free port of loopback, in a thread, and a plain robot that talks to it."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import TracebackType
+from typing import Any, TypeAlias, TypeVar
+
+import fakes
+import httpx2 as httpx
+from websockets.sync.client import ClientConnection, connect
+
+from sarm2_client import wire
+from sarm2_client.codec import decode_server_message, encode
+from sarm2_models.reward_model import RewardModel
+from sarm2_service.run import build_app, make_server
+from sarm2_service.settings import Settings
+from sarm2_service.state import Service
+
+WAIT_S = 10.0
+M = TypeVar("M")
+
+
+class RunningServer:
+    """The shipped server around `model`; use as a context manager."""
+
+    def __init__(self, model: RewardModel, **settings: Any) -> None:
+        self.settings = Settings(**{"drain_timeout_s": 2, "torch_threads": 1, **settings})
+        self.model = model
+        self._socket = socket.socket()
+        self._socket.bind(("127.0.0.1", 0))
+        self.port = int(self._socket.getsockname()[1])
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.stream_url = f"ws://127.0.0.1:{self.port}/v1/stream"
+        app = build_app(self.settings, model)
+        self.service: Service = app.state.service
+        self._server = make_server(self.settings, app)
+        self._thread = threading.Thread(target=self._run, daemon=True)
+
+    def _run(self) -> None:
+        asyncio.run(self._server.serve(sockets=[self._socket]))
+
+    def __enter__(self) -> RunningServer:
+        self._thread.start()
+        for _ in range(1000):
+            if self._server.started:
+                return self
+            self._thread.join(0.01)
+        raise AssertionError("the server did not start")
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+        self._thread.join(WAIT_S)
+        assert not self._thread.is_alive(), "the server did not stop"
+
+    def stop(self) -> None:
+        """What SIGTERM does."""
+        self._server.should_exit = True
+
+    def http(self, **options: Any) -> httpx.Client:
+        """An HTTP client for this server."""
+        return httpx.Client(base_url=self.url, timeout=WAIT_S, trust_env=False, **options)
+
+    def metric(self, name: str, **labels: str) -> float:
+        """The value of a metric now; 0 if it was never touched."""
+        return self.service.metrics.registry.get_sample_value(name, labels) or 0.0
+
+    @contextmanager
+    def robot(self, **options: Any) -> Iterator[Robot]:
+        """A connected robot that has had its `hello`."""
+        with connect(
+            self.stream_url,
+            subprotocols=[wire.PROTOCOL],  # type: ignore[list-item]
+            compression=None,
+            max_size=2**26,
+            open_timeout=WAIT_S,
+            close_timeout=1,
+            **options,
+        ) as connection:
+            robot = Robot(connection)
+            robot.hello = robot.expect(wire.Hello)
+            yield robot
+
+
+Serve: TypeAlias = Callable[..., RunningServer]
+"""Starts a server with the settings a test needs: `serve(cache_bytes=0)`."""
+
+
+class Robot:
+    """Sends and receives messages of the protocol, one at a time."""
+
+    hello: wire.Hello
+
+    def __init__(self, connection: ClientConnection) -> None:
+        self.connection = connection
+
+    def send(self, message: Any) -> None:
+        """One message; bytes and text go out as they are."""
+        self.connection.send(message if isinstance(message, bytes | str) else encode(message))
+
+    def receive(self) -> wire.ServerMessage:
+        """The next message."""
+        data = self.connection.recv(timeout=WAIT_S)
+        assert isinstance(data, bytes)
+        return decode_server_message(data)
+
+    def expect(self, kind: type[M]) -> M:
+        """The next message, which must be of this kind."""
+        message = self.receive()
+        assert isinstance(message, kind), message
+        return message
+
+    def start(self, session_id: str, **fields: Any) -> wire.Started:
+        """Open an episode."""
+        self.send(fakes.start(session_id, **fields))
+        return self.expect(wire.Started)
+
+    def score(self, frame: wire.Frame) -> wire.Score:
+        """Send a frame and wait for its score."""
+        self.send(frame)
+        return self.expect(wire.Score)
+
+    def end(self, seq: int | None = None) -> wire.Summary:
+        """End the episode."""
+        self.send(wire.End(seq=seq))
+        return self.expect(wire.Summary)
+
+    def closed(self) -> int:
+        """Wait for the server to close; returns the close code."""
+        while self.connection.close_code is None:
+            try:
+                self.connection.recv(timeout=WAIT_S)
+            except TimeoutError:
+                raise AssertionError("the server did not close") from None
+            except Exception:  # noqa: BLE001, S112
+                continue
+        return int(self.connection.close_code)
