@@ -5,16 +5,14 @@ The simulator is imported when the first robot is made, so that this module cost
 
 from __future__ import annotations
 
-import atexit
 import multiprocessing
 import os
-import warnings
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -22,11 +20,12 @@ import numpy.typing as npt
 from sarm2_client.errors import InvalidInput
 from sarm2_client.images import encode_jpeg
 
-from .cameras import SUPERSAMPLE, ViewRenderer, prepare_display
+from .cameras import prepare_display
 from .episode import Episode, EpisodeKind
 from .experts import HAND
 from .labels import find_falls, progress_of, segments_of
 from .perturbations import Driver, Script, write_script
+from .simulator import Machine, Snapshot, borrow, give_back, load_state, save_state
 from .simulator_state import SIMULATOR_NAMES, read_simulator
 from .tasks import (
     CAMERAS,
@@ -56,6 +55,8 @@ __all__ = [
     "iterate_episodes",
     "run_episode",
 ]
+
+Watcher: TypeAlias = "Callable[[MetaWorldRobot], None]"
 
 MAX_TRIES = 20
 """Seeds that a demonstration is tried from before giving up. Experts succeed in about 95 of 100."""
@@ -104,7 +105,7 @@ class MetaWorldRobot:
     ) -> None:
         self.spec = task_spec(task_name)
         self.task = self.spec.instruction
-        self._machine: _Machine | None = _borrow(self.spec, image_size if render else 0)
+        self._machine: Machine | None = borrow(self.spec, image_size if render else 0)
         self._env = self._machine.env
         self._env.seed(seed)
         self._env.reset()
@@ -139,10 +140,19 @@ class MetaWorldRobot:
             success=self._success,
         )
 
+    def save(self) -> tuple[Snapshot, npt.NDArray[np.float64], bool]:
+        """The moment, to come back to with `load`."""
+        return save_state(self._env), self._observation, self._success
+
+    def load(self, moment: tuple[Snapshot, npt.NDArray[np.float64], bool]) -> None:
+        """Go back to a moment of this same episode."""
+        snapshot, self._observation, self._success = moment
+        load_state(self._env, snapshot)
+
     def close(self) -> None:
         """Give the simulator back for the next robot. A second call does nothing."""
         if self._machine is not None:
-            _give_back(self._machine)
+            give_back(self._machine)
             self._machine = None
 
     def __enter__(self) -> MetaWorldRobot:
@@ -153,7 +163,7 @@ class MetaWorldRobot:
     ) -> None:
         self.close()
 
-    def _open_machine(self) -> _Machine:
+    def _open_machine(self) -> Machine:
         if self._machine is None:
             raise InvalidInput("this robot is closed; make a new one")
         return self._machine
@@ -169,7 +179,13 @@ class EpisodePlan:
 
 
 def run_episode(
-    task_name: str, kind: EpisodeKind, seed: int, *, image_size: int = IMAGE_SIZE, render: bool = True
+    task_name: str,
+    kind: EpisodeKind,
+    seed: int,
+    *,
+    image_size: int = IMAGE_SIZE,
+    render: bool = True,
+    watch: Watcher | None = None,
 ) -> Episode:
     """Make one episode with full labels. Deterministic in (task, kind, seed) on one kind of machine.
 
@@ -184,6 +200,7 @@ def run_episode(
         seed: any integer from 0 up.
         image_size: side of the pictures in pixels.
         render: without it the episode has no cameras (for what needs labels only).
+        watch: called with the robot at every frame, of failed tries too; it must leave the robot as it was.
 
     Raises:
         NotFound: no such task.
@@ -192,7 +209,7 @@ def run_episode(
     """
     must_succeed = kind in ("clean_demo", "demo")
     for attempt in range(MAX_TRIES):
-        run = _Run(EpisodePlan(task_name, kind, seed), attempt, image_size if render else 0)
+        run = _Run(EpisodePlan(task_name, kind, seed), attempt, image_size if render else 0, watch)
         if run.success or not must_succeed:
             return run.episode()
     raise InvalidInput(
@@ -238,7 +255,10 @@ def _start_worker() -> None:
 class _Run:
     """One try at an episode."""
 
-    def __init__(self, plan: EpisodePlan, attempt: int, image_size: int) -> None:
+    def __init__(
+        self, plan: EpisodePlan, attempt: int, image_size: int, watch: Watcher | None = None
+    ) -> None:
+        self._watch = watch
         self._plan = plan
         self._attempt = attempt
         spec = task_spec(plan.task_name)
@@ -259,7 +279,7 @@ class _Run:
     def _drive(self, robot: MetaWorldRobot, script: Script, rng: np.random.Generator) -> None:
         now = robot.observe()
         first_K = now.simulator_K
-        self._keep(now)
+        self._keep(now, robot)
         self._driver = Driver(robot.spec, script, rng, now.expert_39[HAND].copy())
         step = 0
         while not (self._driver.finished and step % CONTROL_STEPS_PER_FRAME == 0):
@@ -269,13 +289,15 @@ class _Run:
             frame = step % CONTROL_STEPS_PER_FRAME == 0
             now = robot.observe(images=frame)
             if frame:
-                self._keep(now)
+                self._keep(now, robot)
 
-    def _keep(self, now: Observation) -> None:
+    def _keep(self, now: Observation, robot: MetaWorldRobot) -> None:
         for camera, image in now.images.items():
             self._images[camera].append(encode_jpeg(image))
         self._states.append(now.state_S)
         self._simulator.append(now.simulator_K)
+        if self._watch is not None:
+            self._watch(robot)
 
     def episode(self) -> Episode:
         """The episode with its labels."""
@@ -315,65 +337,3 @@ class _Run:
             "drops": [m["start"] for m in mishaps if m["mishap"] in ("drop", "push_back")],
             "falls": [asdict(fall) for fall in find_falls(progress_T)],
         }
-
-
-@dataclass
-class _Machine:
-    """A simulator and its renderer (None for one that never renders), kept between robots."""
-
-    key: tuple[str, int]
-    env: Any
-    renderer: ViewRenderer | None
-
-    def close(self) -> None:
-        if self.renderer is not None:
-            self.renderer.close()
-        self.env.close()
-
-
-_IDLE: dict[tuple[str, int], _Machine] = {}
-
-
-def _borrow(spec: TaskSpec, size: int) -> _Machine:
-    key = (spec.name, size)
-    if key in _IDLE:
-        return _IDLE.pop(key)
-    env = _make_env(spec)
-    return _Machine(key, env, ViewRenderer(env.model, spec.views, size, SUPERSAMPLE) if size else None)
-
-
-def _give_back(machine: _Machine) -> None:
-    if machine.key in _IDLE:
-        machine.close()
-    else:
-        _IDLE[machine.key] = machine
-
-
-def close_idle() -> None:
-    """Close every simulator kept for reuse. Also runs at exit, while the GL library is still loaded."""
-    while _IDLE:
-        _IDLE.popitem()[1].close()
-
-
-atexit.register(close_idle)
-
-
-def _make_env(spec: TaskSpec) -> Any:
-    prepare_display()
-    try:
-        from metaworld.env_dict import ALL_V3_ENVIRONMENTS
-    except ImportError as error:
-        raise InvalidInput(
-            "the simulator is not installed; install it with: pip install 'sarm2-client[sim]'"
-        ) from error
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        env = ALL_V3_ENVIRONMENTS[spec.env_name]()
-    # `reset(seed=)` ignores its argument, and the goal is hidden, unless all of this is set by hand.
-    env._set_task_called = True
-    env._freeze_rand_vec = False
-    env.seeded_rand_vec = True
-    env._partially_observable = False
-    del env.sawyer_observation_space  # cached with the goal's bounds at zero, to which `step` would clip
-    env.max_path_length = 1_000_000  # `step` raises after 500 otherwise; episodes are bounded here
-    return env
