@@ -29,7 +29,7 @@ class Page {
   }
 
   run() {
-    setText(byId("snippet"), this.snippet());
+    setText(byId("snippet"), this.snippet({}));
     this.listing.poll();
     this.loadModel();
     setInterval(() => this.arrange(), ARRANGE_EVERY_MS);
@@ -40,15 +40,20 @@ class Page {
     document.addEventListener("visibilitychange", () => this.redrawAll());
   }
 
-  snippet() {
+  /** Python that streams to this very service. JSON strings are Python strings too. */
+  snippet(model) {
+    const host = location.hostname === "127.0.0.1" ? "" : `${JSON.stringify(location.hostname)}, `;
+    const cameras = (model.cameras ?? ["front"]).map((name) => JSON.stringify(String(name))).join(", ");
     return [
       "from sarm2_client import RewardClient",
       "",
-      `with RewardClient("${location.hostname}", ${location.port || 80}) as client:`,
-      "    with client.episode(\"pick up the cube\", fps=10) as episode:",
-      "        for images, state in robot:  # {camera: uint8 HWC}",
-      "            episode.push(images, state)  # never blocks",
-      "            print(episode.latest)",
+      `client = RewardClient(${host}port=${location.port || 80})`,
+      `task = ${JSON.stringify(String(model.tasks?.[0] ?? "pick up the cube"))}`,
+      `cameras = [${cameras}]`,
+      "with client.episode(task, 10, cameras) as episode:",
+      "    for images, state in robot:  # 10 times a second",
+      "        episode.push(images, state)  # never waits",
+      "        print(episode.latest)",
     ].join("\n");
   }
 
@@ -57,7 +62,9 @@ class Page {
     try {
       const response = await fetch("v1/models", { signal: AbortSignal.timeout(5000) });
       const body = await response.json();
-      const model = body.models?.[0] ?? body.model ?? body;
+      const entry = body.models?.[0] ?? {};
+      const model = entry.model ?? entry;
+      setText(byId("snippet"), this.snippet(model));
       setText(byId("model"), [model.id, model.version].filter(Boolean).map(String).join(" "));
       (model.primitives ?? []).forEach((name, i) => this.groupOf.set(String(name), model.primitive_groups?.[i]));
       this.palettes.clear();

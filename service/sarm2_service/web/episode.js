@@ -39,9 +39,13 @@ export class Episode {
     this.summary = null;
   }
 
-  /** The row of the episode list: enough for a card before, or without, a stream of its own. */
+  /** The row of the episode list: enough for a card before, or without, a stream. It also tells of a new start. */
   list(row) {
     this.listed = row;
+    if (this.start && row.started_at !== undefined && String(row.started_at) !== String(this.start.started_at)) {
+      this.clear();
+      this.start = null;
+    }
     if (this.summary && row.state === "live") this.summary = null;
   }
 

@@ -122,7 +122,7 @@ export class Streams {
   arrange(wanted, focused) {
     const now = performance.now();
     const ids = new Set(wanted.map((episode) => episode.id));
-    for (const episode of wanted) if (episode.live) this.complete.delete(episode.id);
+    for (const episode of wanted) if (episode.live || !episode.start) this.complete.delete(episode.id);
     for (const [id, stream] of this.open) {
       if (!ids.has(id) || this.isComplete(stream, now)) this.drop(id, now);
     }
