@@ -105,8 +105,8 @@ def save_bundle(
     """
     if encoder_source is not None and Path(encoder_source).exists():
         raise InvalidInput(
-            f"encoder_source is for hub names, but {encoder_source!r} is a folder here; leave it out, and the "
-            "bundle carries the encoder",
+            f"encoder_source is for hub names, but {encoder_source!r} is a folder here; leave it out, and "
+            "the bundle carries the encoder",
             field="encoder_source",
         )
     folder = folder.absolute()
@@ -146,7 +146,7 @@ def load_bundle(
     statistics = _read_statistics(folder)
     calibration = Calibration.from_dict(_read_json(folder / CALIBRATION))
     _check_preprocess(manifest)
-    tensors = safetensors.torch.load_file(folder / HEADS)
+    tensors = _read_tensors(folder / HEADS)
     stage, value = StageEstimator(config, vocabulary), ValueDecoder(config, vocabulary)
     _fill(stage, tensors, "stage.")
     _fill(value, tensors, "value.")
@@ -295,6 +295,13 @@ def _read_statistics(folder: Path) -> Statistics:
             f"{folder / STATISTICS}: expected finite means and deviations of at least 0", field="statistics"
         )
     return statistics
+
+
+def _read_tensors(path: Path) -> dict[str, Tensor]:
+    try:
+        return safetensors.torch.load_file(path)
+    except safetensors.SafetensorError as error:
+        raise InvalidInput(f"{path}: expected a safetensors file, got {error}", field="weights") from error
 
 
 def _fill(module: nn.Module, tensors: Mapping[str, Tensor], prefix: str) -> None:

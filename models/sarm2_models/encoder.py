@@ -21,6 +21,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoTokenizer, SiglipModel
 from transformers.utils import cached_file
@@ -107,9 +108,7 @@ class ImageTextEncoder:
                     f"SigLIP-2), got {config.model_type!r}",
                     field="encoder",
                 )
-            model = SiglipModel.from_pretrained(
-                name, config=config, use_safetensors=True, dtype=torch.float32
-            )
+            model = _load_model(name, config)
             tokenizer = AutoTokenizer.from_pretrained(name)
             mean, std = _read_normalisation(name)
         except (OSError, ValueError) as error:
@@ -250,10 +249,16 @@ def make_preprocess(size: int, mean: Sequence[float], std: Sequence[float]) -> P
 
 
 def _load_model(name: str, config: Any) -> SiglipModel:
-    with _quiet():
-        model, report = SiglipModel.from_pretrained(
-            name, config=config, use_safetensors=True, dtype=torch.float32, output_loading_info=True
-        )
+    try:
+        with _quiet():
+            model, report = SiglipModel.from_pretrained(
+                name, config=config, use_safetensors=True, dtype=torch.float32, output_loading_info=True
+            )
+    except (RuntimeError, SafetensorError) as error:
+        raise InvalidInput(
+            f"encoder {name!r}: its weights are damaged or do not fit its config.json; {error}",
+            field="encoder",
+        ) from error
     wrong = sorted(map(str, [*report["missing_keys"], *report["mismatched_keys"]]))
     if wrong:
         # transformers would go on with random numbers in their place.

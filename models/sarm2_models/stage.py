@@ -68,3 +68,11 @@ class StageEstimator(nn.Module):
         if self.inputs != "images":
             parts.append(self.state_in(state_BWS)[:, :, None])
         return torch.cat(parts, dim=2)
+
+
+def stage_loss(logits_BP: Tensor, target_B: Tensor, weight_B: Tensor | None = None) -> Tensor:
+    """Cross entropy, a weighted mean over rows; rows of weight zero (padding, no label) do not enter."""
+    weight = torch.ones(len(target_B)).to(logits_BP) if weight_B is None else weight_B.to(logits_BP.dtype)
+    safe_B = torch.where(weight > 0, target_B, torch.zeros_like(target_B))
+    loss_B = nn.functional.cross_entropy(logits_BP, safe_B, reduction="none")
+    return (weight * loss_B).sum() / weight.sum().clamp_min(1e-8)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from sarm2_models.config import RewardModelConfig, ValueConfig
 from sarm2_models.layers import CausalTrunk, ParallelMLP, Standardise
+from sarm2_models.stage import stage_loss as stage_loss
 from sarm2_models.vocabulary import Vocabulary, load_vocabulary
 
 TEXT_TOKENS = 2
@@ -96,11 +97,12 @@ class ValueDecoder(nn.Module):
         tokens = self.tokens(embeddings_BWCD, state_BWS, primitive_text_BD, instruction_BD)
         last_BMd = self.trunk.last_slot(tokens, mask_BW)
         fused_Bd = self.fuse(self.fuse_norm(last_BMd.flatten(1)))
-        gates_BGE = self.gates(fused_Bd)
+        # float32 from here on, under autocast too: progress needs more than 8 bits.
+        gates_BGE = self.gates(fused_Bd).float()
         rows = torch.arange(len(group_B), device=group_B.device)
         gate_probs_BE = gates_BGE[rows, group_B].softmax(-1)
         weights_BE = keep_top(gate_probs_BE, self.top_k)
-        steps_to_go_B = (weights_BE * self.experts(fused_Bd)[..., 0]).sum(-1).sigmoid()
+        steps_to_go_B = (weights_BE * self.experts(fused_Bd)[..., 0].float()).sum(-1).sigmoid()
         return ValueOutput(1 - steps_to_go_B, weights_BE, gate_probs_BE)
 
     def tokens(
@@ -170,11 +172,3 @@ def value_loss(
     entropy = (share_B * entropy_B).sum()
     extra = part.load * load + part.importance * importance - part.entropy * entropy
     return ValueLoss(mse + part.auxiliary * extra, mse, load, importance, entropy)
-
-
-def stage_loss(logits_BP: Tensor, target_B: Tensor, weight_B: Tensor | None = None) -> Tensor:
-    """Cross entropy, a weighted mean over rows; rows of weight zero (padding, no label) do not enter."""
-    weight = torch.ones(len(target_B)).to(logits_BP) if weight_B is None else weight_B.to(logits_BP.dtype)
-    safe_B = torch.where(weight > 0, target_B, torch.zeros_like(target_B))
-    loss_B = nn.functional.cross_entropy(logits_BP, safe_B, reduction="none")
-    return (weight * loss_B).sum() / weight.sum().clamp_min(1e-8)
