@@ -234,7 +234,11 @@ class Connection:
             return  # not accepted: the client sends it again where it resumes
         if session.start.qos == "batch":
             await session.room()
-        session.accept(frame, received)
+        try:
+            session.accept(frame, received)
+        except Sarm2Error as error:
+            error.seq = frame.seq
+            raise
 
     async def _end(self) -> None:
         session = self._session

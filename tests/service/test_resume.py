@@ -1,0 +1,175 @@
+"""Lost connections: an episode goes on as if nothing had happened."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import fakes
+import pytest
+from running_server import WAIT_S, Robot, RunningServer, Serve
+from websockets.exceptions import ConnectionClosed
+
+from sarm2_client import wire
+
+
+def curve(robot: Robot, seqs: range, seed: int = 0) -> list[float]:
+    return [robot.score(fakes.frame(seq, seed=seed)).progress for seq in seqs]
+
+
+def wait_until_lost(server: RunningServer, session_id: str) -> None:
+    deadline = time.monotonic() + WAIT_S
+    while server.service.sessions._open[session_id].sink is not None:
+        assert time.monotonic() < deadline, "the server did not notice the lost connection"
+        time.sleep(0.005)
+
+
+def test_a_resumed_curve_equals_the_uninterrupted_one(server: RunningServer) -> None:
+    with server.robot() as robot:
+        robot.start("uninterrupted")
+        whole = curve(robot, range(30), seed=3)
+    with server.robot() as robot:
+        robot.start("interrupted")
+        first = curve(robot, range(13), seed=3)
+    wait_until_lost(server, "interrupted")
+    with server.robot() as robot:
+        started = robot.start("interrupted", resume_from=13)
+        assert (started.next_seq, started.resumed) == (13, True)
+        assert first + curve(robot, range(13, 30), seed=3) == whole
+        assert robot.end(29).scored == 30
+
+
+def test_answers_that_were_lost_on_the_way_come_again_after_a_resume(server: RunningServer) -> None:
+    with server.robot() as robot:
+        robot.start("unread")
+        scores = [robot.score(fakes.frame(seq)) for seq in range(8)]
+    wait_until_lost(server, "unread")
+    with server.robot() as robot:
+        assert robot.start("unread", resume_from=5).next_seq == 8
+        assert [robot.expect(wire.Score) for _ in range(3)] == scores[5:]
+        robot.score(fakes.frame(8))
+
+
+def test_frames_in_flight_when_the_connection_broke_are_scored_and_delivered_after_the_resume(
+    server: RunningServer,
+) -> None:
+    with server.robot() as robot:
+        robot.start("flight")
+        for seq in range(10):
+            robot.send(fakes.frame(seq))
+        robot.connection.close()
+    wait_until_lost(server, "flight")
+    with server.robot() as robot:
+        next_seq = robot.start("flight", resume_from=0).next_seq
+        assert [robot.expect(wire.Score).seq for _ in range(next_seq)] == list(range(next_seq))
+
+
+def test_a_session_id_in_use_is_refused_to_another_client(server: RunningServer) -> None:
+    with server.robot() as owner, server.robot() as other:
+        owner.start("mine")
+        other.send(fakes.start("mine"))
+        assert other.expect(wire.Error).code == "conflict"
+        assert other.closed() == 1008
+        owner.score(fakes.frame(0))
+
+
+def test_an_active_episode_cannot_be_taken_over_by_a_resume(server: RunningServer) -> None:
+    with server.robot() as owner, server.robot() as thief:
+        owner.start("active")
+        owner.score(fakes.frame(0))
+        thief.send(fakes.start("active", resume_from=1))
+        assert thief.expect(wire.Error).code == "conflict"
+        owner.score(fakes.frame(1))
+
+
+def test_a_resume_takes_over_from_a_connection_that_fell_silent(server: RunningServer) -> None:
+    with server.robot() as half_open, server.robot() as again:
+        half_open.start("half-open")
+        half_open.score(fakes.frame(0))
+        time.sleep(server.settings.takeover_after_s)
+        assert again.start("half-open", resume_from=1).resumed
+        again.score(fakes.frame(1))
+        assert half_open.expect(wire.Error).code == "conflict"
+        assert half_open.closed() == 1008
+        assert again.score(fakes.frame(2)).filled == 0
+
+
+def test_a_resume_as_another_task_is_refused(server: RunningServer) -> None:
+    with server.robot() as robot:
+        robot.start("same-task")
+        robot.score(fakes.frame(0))
+    wait_until_lost(server, "same-task")
+    with server.robot() as robot:
+        robot.send(fakes.start("same-task", task=fakes.TASKS[1], resume_from=1))
+        assert robot.expect(wire.Error).code == "conflict"
+
+
+def test_after_the_resume_window_an_episode_begins_anew(serve: Serve) -> None:
+    server = serve(resume_window_s=0.1)
+    with server.robot() as robot:
+        robot.start("forgotten")
+        robot.score(fakes.frame(0))
+    deadline = time.monotonic() + WAIT_S
+    while "forgotten" in server.service.sessions._open and time.monotonic() < deadline:
+        time.sleep(0.01)
+    with server.robot() as robot:
+        started = robot.start("forgotten", resume_from=1)
+        assert (started.next_seq, started.resumed) == (0, False)
+        assert robot.score(fakes.frame(1)).filled == 0
+
+
+def test_a_lost_episode_makes_room_when_all_slots_are_taken(serve: Serve) -> None:
+    server = serve(max_sessions=1)
+    with server.robot() as robot:
+        robot.start("lost")
+    wait_until_lost(server, "lost")
+    with server.robot() as robot:
+        robot.start("new")
+        robot.score(fakes.frame(0))
+
+
+def test_draining_finishes_accepted_frames_tells_clients_and_closes_with_1012(serve: Serve) -> None:
+    server = serve(max_in_flight=64)
+    with server.robot() as robot, server.robot() as idle:
+        robot.start("draining", qos="batch")
+        for seq in range(20):
+            robot.send(fakes.frame(seq))
+        first = robot.expect(wire.Score)
+        server.stop()
+        messages: list[wire.ServerMessage] = [first]
+        with pytest.raises(ConnectionClosed):
+            while True:
+                messages.append(robot.receive())
+        assert robot.connection.close_code == 1012
+        accepted = server.service.sessions._open["draining"].next_seq
+        assert [m.seq for m in messages if isinstance(m, wire.Score)] == list(range(accepted))
+        assert [m.deadline_s for m in messages if isinstance(m, wire.DrainingNotice)] == [2]
+        idle.expect(wire.DrainingNotice)
+        assert idle.closed() == 1012
+
+
+@pytest.mark.slow
+def test_sigterm_drains_and_ends_the_process_within_its_time(tmp_path: Path) -> None:
+    bundle = fakes.make_bundle(tmp_path)
+    code = (
+        "from pathlib import Path; from sarm2_service.run import serve; "
+        "from sarm2_service.settings import load_settings; "
+        f"serve(load_settings(bundle=Path({str(bundle)!r}), port=0, torch_threads=1))"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True)
+    try:
+        assert process.stderr is not None
+        for line in process.stderr:
+            if '"event": "listening"' in line:
+                break
+        process.send_signal(signal.SIGTERM)
+        log = process.stderr.read()
+        assert process.wait(WAIT_S) == -signal.SIGTERM
+        assert '"event": "draining"' in log
+    finally:
+        process.kill()
+        process.wait()
+        process.stderr.close()
