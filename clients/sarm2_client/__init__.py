@@ -6,7 +6,8 @@ Start with `RewardClient`, or `AsyncRewardClient` inside an event loop.
 from sarm2_client.aio import AsyncRewardClient
 from sarm2_client.client import Episode, RewardClient
 from sarm2_client.errors import Sarm2Error
-from sarm2_client.stream import AsyncEpisode, EpisodeOptions
+from sarm2_client.options import EpisodeOptions
+from sarm2_client.stream import AsyncEpisode
 from sarm2_client.timeouts import Backoff, Timeouts
 from sarm2_client.wire import Score, Summary
 

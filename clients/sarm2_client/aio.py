@@ -40,8 +40,9 @@ from sarm2_client.errors import (
     WaitTimeout,
 )
 from sarm2_client.images import ImageHWC, prepare_image
+from sarm2_client.options import EpisodeOptions
 from sarm2_client.outbox import own_images, own_state
-from sarm2_client.stream import AsyncEpisode, EpisodeOptions
+from sarm2_client.stream import AsyncEpisode
 from sarm2_client.timeouts import Backoff, Timeouts, bounded
 
 DEFAULT_PORT = 8765

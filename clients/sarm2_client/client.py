@@ -24,7 +24,8 @@ import numpy.typing as npt
 from sarm2_client import wire
 from sarm2_client.aio import DEFAULT_PORT, AsyncRewardClient, Picture
 from sarm2_client.errors import InvalidInput, Sarm2Error
-from sarm2_client.stream import AsyncEpisode, EpisodeOptions
+from sarm2_client.options import EpisodeOptions
+from sarm2_client.stream import AsyncEpisode
 from sarm2_client.timeouts import Backoff, Timeouts
 
 _T = TypeVar("_T")

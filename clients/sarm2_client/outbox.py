@@ -160,6 +160,8 @@ class ResendBuffer:
         message = self._messages.pop(seq, None)
         if message is not None:
             self._bytes -= len(message)
+        if seq == self._first:
+            self._first = min(self._messages, default=None)
 
     def shrink(self, unanswered: Mapping[int, Any]) -> None:
         """Make room, oldest answered frames first; the anchor and the unanswered stay."""

@@ -15,62 +15,36 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any
 
 import numpy.typing as npt
 
 from sarm2_client import wire
+from sarm2_client.answers import Answers
 from sarm2_client.codec import error_from
 from sarm2_client.connection import Connection
 from sarm2_client.errors import (
-    Conflict,
     ConnectionLost,
-    Draining,
     InvalidMessage,
     InvalidSequence,
-    Overloaded,
     Sarm2Error,
     WaitTimeout,
 )
+from sarm2_client.opener import Opener
+from sarm2_client.options import EpisodeOptions
 from sarm2_client.outbox import Outbox, PendingFrame, ResendBuffer, own_images, own_state
-from sarm2_client.timeouts import Backoff, Timeouts, bounded
+from sarm2_client.timeouts import bounded
 
 _log = logging.getLogger("sarm2_client")
 
 _LOOK_S = 0.5  # how often a quiet connection is looked at for answers that are overdue
-_MAX_FRUITLESS = 6  # resumes in a row that brought no answer: a frame that breaks the server must not loop
-
-
-@dataclass(frozen=True)
-class EpisodeOptions:
-    """How an episode waits, resumes and buffers.
-
-    Attributes:
-        image_size: side in pixels to which pictures are resized; None takes the service's own.
-        queue_frames, queue_bytes: room for frames that wait to be sent.
-        resend_frames, resend_bytes: room for sent frames, in case the episode has to be resumed.
-    """
-
-    timeouts: Timeouts = field(default_factory=Timeouts)
-    backoff: Backoff = field(default_factory=Backoff)
-    image_size: int | None = None
-    queue_frames: int = 64
-    queue_bytes: int = 128 * 2**20
-    resend_frames: int = 512
-    resend_bytes: int = 64 * 2**20
 
 
 class AsyncEpisode:
     """An open episode; use it as `async with client.episode(...) as episode`.
 
     Attributes:
-        scores: every answer so far, in the order of arrival; grows while frames are scored.
-        latest: the answer to the newest frame answered, or None.
-        errors: what went wrong with single frames; the episode goes on after each.
-        dropped: realtime frames that the service dropped.
-        resumes: how often a lost connection was replaced.
         failure: what ended the episode early, or None.
         summary: the service's summary, after the episode was closed.
     """
@@ -83,31 +57,42 @@ class AsyncEpisode:
         options: EpisodeOptions,
     ) -> None:
         self.start = start
-        self.scores: list[wire.Score] = []
-        self.latest: wire.Score | None = None
-        self.errors: list[Sarm2Error] = []
-        self.dropped = 0
-        self.resumes = 0
         self.failure: Sarm2Error | None = None
         self.summary: wire.Summary | None = None
-        self._connect = connect
+        self._opener = Opener(start, connect, options)
         self._release = release
         self._options = options
         self._timeouts = options.timeouts
         self._outbox = Outbox(options.queue_frames, options.queue_bytes)
         self._resend = ResendBuffer(options.resend_frames, options.resend_bytes)
         self._taken: PendingFrame | None = None  # out of the outbox, not yet in the resend buffer
-        self._unsettled: dict[int, float] = {}  # seq -> loop time at which it was last sent
-        self._scored: set[int] = set()
-        self._waiters: dict[int, asyncio.Future[wire.Score]] = {}
+        self._answers = Answers(self._on_settled)
         self._last_pushed = -1
         self._last_sent: int | None = None
-        self._fruitless = 0
         self._ending = False
         self._changed = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
-        self._hello: wire.Hello | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
+
+    @property
+    def scores(self) -> list[wire.Score]:
+        """Every score so far, in the order of arrival; the list grows while frames are scored."""
+        return self._answers.scores
+
+    @property
+    def latest(self) -> wire.Score | None:
+        """The score of the newest frame scored, or None."""
+        return self._answers.latest
+
+    @property
+    def errors(self) -> list[Sarm2Error]:
+        """What went wrong with single frames; the episode goes on after each."""
+        return self._answers.errors
+
+    @property
+    def dropped(self) -> int:
+        """Realtime frames that the service dropped."""
+        return self._answers.dropped
 
     @property
     def dropped_unsent(self) -> int:
@@ -115,17 +100,22 @@ class AsyncEpisode:
         return self._outbox.dropped
 
     @property
+    def resumes(self) -> int:
+        """How often a lost connection was replaced."""
+        return self._opener.resumes
+
+    @property
     def hello(self) -> wire.Hello:
         """What the service said of itself on the latest connection."""
-        if self._hello is None:
+        if self._opener.hello is None:
             raise InvalidSequence("the episode is not open; use it in a `with` block")
-        return self._hello
+        return self._opener.hello
 
     # --- opening and closing -----------------------------------------------------------------------
 
     async def __aenter__(self) -> AsyncEpisode:
         self._loop = asyncio.get_running_loop()
-        connection, started = await self._open(resume_from=None)
+        connection, started = await self._opener.open()
         self._task = asyncio.create_task(self._run(connection, started))
         return self
 
@@ -239,13 +229,12 @@ class AsyncEpisode:
         Raises what the service said of this frame (Overloaded for a dropped one), WaitTimeout, or `failure`.
         """
         frame = self.make_frame(images, state, seq, t_ns)
-        waiter: asyncio.Future[wire.Score] = asyncio.get_running_loop().create_future()
-        self._waiters[frame.seq] = waiter
+        waiter = self._answers.waiter(frame.seq)
         try:
             self.offer(frame)
             return await bounded(waiter, self._timeouts.score, "score")
         finally:
-            self._waiters.pop(frame.seq, None)
+            self._answers.forget_waiter(frame.seq)
 
     async def _room(self) -> None:
         while self._outbox.full:
@@ -264,7 +253,7 @@ class AsyncEpisode:
                     return
                 except ConnectionLost as lost:
                     connection.abort()
-                    connection, started = await self._reopen(lost)
+                    connection, started = await self._opener.reopen(lost, self._first_unsettled())
         except Sarm2Error as error:
             self.failure = error
         except asyncio.CancelledError:
@@ -276,74 +265,15 @@ class AsyncEpisode:
         finally:
             if self.summary is None:
                 connection.abort()
-            self._settle_all()
-
-    async def _open(self, resume_from: int | None) -> tuple[Connection, wire.Started]:
-        """A connection on which the episode has started. A pooled connection that went stale is replaced."""
-        connection = await self._connect(resume_from is None)
-        try:
-            return await self._start_on(connection, resume_from)
-        except (ConnectionLost, Draining, WaitTimeout):
-            if not connection.reused:
-                raise
-        return await self._start_on(await self._connect(False), resume_from)
-
-    async def _start_on(
-        self, connection: Connection, resume_from: int | None
-    ) -> tuple[Connection, wire.Started]:
-        start = self.start
-        try:
-            if resume_from is not None:
-                start = _resumed(start, resume_from)
-            await connection.send(start)
-            deadline = time.monotonic() + self._timeouts.start
-            while True:
-                message = await connection.receive(max(0.001, deadline - time.monotonic()), "start")
-                if isinstance(message, wire.Error):
-                    raise error_from(message)
-                if isinstance(message, wire.Started):
-                    self._hello = connection.hello
-                    return connection, message
-                if isinstance(message, wire.DrainingNotice):
-                    raise Draining("the server is going away; connect to another one")
-        except BaseException:
-            connection.abort()
-            raise
-
-    async def _reopen(self, lost: Sarm2Error) -> tuple[Connection, wire.Started]:
-        """The episode on a new connection. Raises ConnectionLost after `timeouts.resume` seconds."""
-        _log.warning("episode %s: %s; resuming", self.start.session_id, lost.message)
-        deadline = time.monotonic() + self._timeouts.resume
-        attempt = self._fruitless
-        if self._fruitless > _MAX_FRUITLESS:
-            raise ConnectionLost(f"the connection broke {attempt} times in a row without an answer") from lost
-        self._fruitless += 1
-        while True:
-            pause = self._options.backoff.pause(attempt)
-            attempt += 1
-            if time.monotonic() + pause >= deadline:
-                raise ConnectionLost(
-                    f"the connection broke ({lost.message}) and could not be resumed within "
-                    f"{self._timeouts.resume:g} s"
-                ) from lost
-            await asyncio.sleep(pause)
-            try:
-                opened = await bounded(
-                    self._open(self._first_unsettled()), max(0.001, deadline - time.monotonic()), "resume"
-                )
-            except (ConnectionLost, WaitTimeout, Draining, Overloaded, Conflict) as error:
-                lost = error  # Conflict: the server has not noticed yet that the old connection is dead
-                continue
-            self.resumes += 1
-            return opened
+            self._answers.fail_all(self._why())
 
     def _first_unsettled(self) -> int:
-        return min(self._unsettled, default=0 if self._last_sent is None else self._last_sent + 1)
+        return min(self._answers.unsettled, default=0 if self._last_sent is None else self._last_sent + 1)
 
     async def _talk(self, connection: Connection, started: wire.Started) -> wire.Summary:
         """Send and receive until the summary. Raises ConnectionLost to be resumed."""
-        again = self._resend.wanted(started.next_seq, self._unsettled)
-        self._unsettled.clear()
+        again = self._resend.wanted(started.next_seq, self._answers.unsettled)
+        self._answers.unsettled.clear()
         sender = asyncio.create_task(self._send_all(connection, again))
         try:
             return await self._receive_all(connection)
@@ -393,8 +323,7 @@ class AsyncEpisode:
         except Sarm2Error as error:
             error.seq = frame.seq
             self._taken = None
-            self.errors.append(error)
-            self._settle(frame.seq, error)
+            self._answers.refuse(frame.seq, error)
             return
         self._resend.keep(frame.seq, message)
         self._taken = None
@@ -403,12 +332,12 @@ class AsyncEpisode:
 
     async def _send(self, connection: Connection, seq: int, message: bytes) -> None:
         await self._credit()
-        self._unsettled[seq] = time.monotonic()
-        self._resend.shrink(self._unsettled)
+        self._answers.expect(seq)
+        self._resend.shrink(self._answers.unsettled)
         await connection.send(message)
 
     async def _credit(self) -> None:
-        while len(self._unsettled) >= self.hello.limits.max_in_flight:
+        while len(self._answers.unsettled) >= self.hello.limits.max_in_flight:
             await self._change()
 
     async def _change(self) -> None:
@@ -422,7 +351,8 @@ class AsyncEpisode:
             try:
                 message = await connection.receive(_LOOK_S, "score")
             except WaitTimeout:
-                self._check_overdue()
+                if self._answers.overdue(self._timeouts.score):
+                    raise ConnectionLost(f"no answer to a frame within {self._timeouts.score:g} s") from None
                 await _keep_alive(connection)
                 continue
             if isinstance(message, wire.Summary):
@@ -431,61 +361,28 @@ class AsyncEpisode:
 
     def _take(self, message: wire.ServerMessage) -> None:
         if isinstance(message, wire.Score):
-            self._take_score(message)
+            self._answers.take_score(message)
         elif isinstance(message, wire.Dropped):
-            if message.seq in self._unsettled:
-                self.dropped += 1
             self._resend.forget(message.seq)
-            self._settle(message.seq, Overloaded(f"frame {message.seq} was dropped: {message.reason}"))
+            self._answers.take_dropped(message)
         elif isinstance(message, wire.Error):
             self._take_error(message)
         elif isinstance(message, (wire.Hello, wire.Started)):
             raise InvalidMessage(f"expected scores, got {type(message).__name__} in the middle of an episode")
 
-    def _take_score(self, score: wire.Score) -> None:
-        if score.seq not in self._scored:
-            self._scored.add(score.seq)
-            self.scores.append(score)
-            if self.latest is None or score.seq > self.latest.seq:
-                self.latest = score
-        self._settle(score.seq, score)
-        for seq in [seq for seq in self._unsettled if seq <= score.durable_seq]:
-            self._settle(seq, InvalidSequence(f"frame {seq} was scored, but its answer was lost"))
-
     def _take_error(self, message: wire.Error) -> None:
-        error = error_from(message)
-        if message.seq is None:
-            if error.retryable or type(error) is Sarm2Error:
-                raise ConnectionLost(f"the server gave up: {error.message}") from error
-            raise error
-        if message.seq not in self._scored:
+        if message.seq is not None:
             self._resend.forget(message.seq)
-            self.errors.append(error)
-            _log.warning("episode %s, frame %d: %s", self.start.session_id, message.seq, message.message)
-        self._settle(message.seq, error)
+            self._answers.take_error(message, message.seq)
+            return
+        error = error_from(message)
+        if error.retryable or type(error) is Sarm2Error:
+            raise ConnectionLost(f"the server gave up: {error.message}") from error
+        raise error
 
-    def _settle(self, seq: int, outcome: wire.Score | Sarm2Error) -> None:
-        """A frame has its answer: free its credit and tell who waits for it."""
-        self._fruitless = 0
-        self._unsettled.pop(seq, None)
-        waiter = self._waiters.pop(seq, None)
-        if waiter is not None and not waiter.done():
-            if isinstance(outcome, wire.Score):
-                waiter.set_result(outcome)
-            else:
-                waiter.set_exception(outcome)
+    def _on_settled(self) -> None:
+        self._opener.fruitless = 0
         self._changed.set()
-
-    def _settle_all(self) -> None:
-        for seq in list(self._waiters):
-            self._settle(seq, self._why())
-        self._unsettled.clear()
-        self._changed.set()
-
-    def _check_overdue(self) -> None:
-        oldest = min(self._unsettled.values(), default=None)
-        if oldest is not None and time.monotonic() - oldest > self._timeouts.score:
-            raise ConnectionLost(f"no answer to a frame within {self._timeouts.score:g} s")
 
 
 async def _keep_alive(connection: Connection) -> None:
@@ -493,16 +390,3 @@ async def _keep_alive(connection: Connection) -> None:
     now = time.monotonic()
     if now - connection.last_sent > connection.hello.limits.idle_timeout_s / 3:
         await connection.send(wire.Ping(t_ns=time.time_ns()))
-
-
-def _resumed(start: wire.Start, resume_from: int) -> wire.Start:
-    return wire.Start(
-        session_id=start.session_id,
-        task=start.task,
-        fps=start.fps,
-        cameras=start.cameras,
-        qos=start.qos,
-        resume_from=resume_from,
-        reward=start.reward,
-        gamma=start.gamma,
-    )
