@@ -43,8 +43,8 @@ Array: TypeAlias = npt.NDArray[np.float64]
 MIN_SEGMENT = 3
 """Frames that a primitive must last."""
 
-STALL_FRAMES = 8
-"""0.8 s without a rise of progress is idling."""
+STALL_FRAMES = 12
+"""1.2 s without a rise of progress is idling: three gaps of the model's window, so that a window can show it."""
 
 STALL_RISE = 0.015
 """A rise of progress that counts as one."""
