@@ -67,6 +67,10 @@ class BoundedQueue(Generic[T]):
     def __len__(self) -> int:
         return sum(len(heap) for heap in self._heaps.values())
 
+    def count(self, qos: Qos) -> int:
+        """How many entries of one kind wait."""
+        return len(self._heaps[qos])
+
     def put(self, entry: Entry[T]) -> None:
         """Queue an entry. Raises Overloaded, and keeps nothing, if the queue is full."""
         if len(self) >= self._max_items:

@@ -1,0 +1,138 @@
+"""A model that fails: one frame pays, the others are scored."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import fakes
+import numpy as np
+import numpy.typing as npt
+import pytest
+from running_server import Serve
+
+from sarm2_client import wire
+from sarm2_models.encoder import ImageTextEncoder
+from sarm2_models.reward_model import RewardModel, ScoreBatch
+from sarm2_models.window import WindowBatch
+
+POISON = np.full((32, 32, 3), 7, np.uint8)
+
+
+@pytest.fixture
+def fragile(tmp_path: Path) -> Iterator[RewardModel]:
+    """A model of its own, for tests that break it."""
+    yield fakes.make_model(tmp_path)
+
+
+def poisoned(seq: int) -> wire.Frame:
+    """A frame whose pictures break the encoder of `break_encoder`."""
+    image = wire.Image(enc="raw", data=POISON.tobytes(), shape=(32, 32, 3), dtype="uint8")
+    frame = fakes.frame(seq)
+    return wire.Frame(seq=seq, t_ns=0, images=dict.fromkeys(fakes.CAMERAS, image), state=frame.state)
+
+
+def break_encoder(monkeypatch: pytest.MonkeyPatch, encoder: ImageTextEncoder, *, raises: bool) -> None:
+    """Make poisoned pictures fail: by an exception, or by embeddings that are not finite."""
+    encode = encoder.encode_images
+
+    def fragile_encode(images_BHWC: npt.NDArray[np.uint8]) -> npt.NDArray[np.float16]:
+        bad = (images_BHWC == POISON).all((1, 2, 3))
+        if bad.any() and raises:
+            raise ZeroDivisionError("secret detail")
+        rows = encode(images_BHWC)
+        rows[bad] = np.nan
+        return rows
+
+    monkeypatch.setattr(encoder, "encode_images", fragile_encode)
+
+
+@pytest.mark.parametrize("raises", [True, False], ids=["exception", "not finite"])
+def test_a_frame_that_breaks_the_encoder_fails_alone_among_its_batch_mates(
+    serve: Serve, fragile: RewardModel, monkeypatch: pytest.MonkeyPatch, raises: bool
+) -> None:
+    server = serve(fragile)
+    break_encoder(monkeypatch, fragile.encoder, raises=raises)
+    with server.robot() as robot, server.robot() as other:
+        robot.start("poison")
+        other.start("mate")
+        for seq in range(12):
+            robot.send(poisoned(seq) if seq == 5 else fakes.frame(seq))
+            other.send(fakes.frame(seq, seed=1))
+        answers = [robot.receive() for _ in range(12)]
+        scores = [answer for answer in answers if isinstance(answer, wire.Score)]
+        (error,) = [answer for answer in answers if isinstance(answer, wire.Error)]
+        assert (error.code, error.seq) == ("model_failed", 5)
+        assert "secret" not in error.message
+        assert [score.seq for score in scores] == [0, 1, 2, 3, 4, 6, 7, 8, 9, 10, 11]
+        assert scores[5].filled == 1
+        assert [other.expect(wire.Score).seq for _ in range(12)] == list(range(12))
+        assert other.end(11).scored == 12
+
+
+def test_a_frame_that_breaks_the_heads_fails_and_the_episode_goes_on(
+    serve: Serve, fragile: RewardModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = serve(fragile)
+    score = fragile.score
+
+    def fragile_score(batch: WindowBatch) -> ScoreBatch:
+        if (batch.state_BWS[:, -1] == 99).any():
+            raise RuntimeError("broken heads")
+        return score(batch)
+
+    monkeypatch.setattr(fragile, "score", fragile_score)
+    with server.robot() as robot:
+        robot.start("heads")
+        robot.score(fakes.frame(0))
+        bad = fakes.frame(1)
+        robot.send(wire.Frame(seq=1, t_ns=0, images=bad.images, state=[99.0] * 4))
+        assert robot.expect(wire.Error).code == "model_failed"
+        robot.score(fakes.frame(2))
+
+
+def test_memory_that_runs_out_on_one_frame_is_an_overload_to_retry(
+    serve: Serve, fragile: RewardModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class OutOfMemoryError(RuntimeError):
+        pass
+
+    def exhausted(images_BHWC: npt.NDArray[np.uint8]) -> npt.NDArray[np.float16]:
+        raise OutOfMemoryError
+
+    server = serve(fragile)
+    monkeypatch.setattr(fragile.encoder, "encode_images", exhausted)
+    with server.robot() as robot:
+        robot.start("memory")
+        robot.send(fakes.frame(0))
+        error = robot.expect(wire.Error)
+        assert (error.code, error.retryable) == ("overloaded", True)
+
+
+def test_a_full_queue_refuses_frames_and_accepts_again_when_it_has_room(
+    serve: Serve, fragile: RewardModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = serve(fragile, max_queue_frames=2, max_in_flight=50)
+    with server.robot() as robot:
+        robot.start("full")
+        for seq in range(40):
+            robot.send(fakes.frame(seq))
+        answers = [robot.receive() for _ in range(40)]
+        refused = [answer for answer in answers if isinstance(answer, wire.Error)]
+        assert {error.code for error in refused} <= {"overloaded"}
+        assert robot.score(fakes.frame(100)).seq == 100
+        assert robot.end(100).scored == 41 - len(refused)
+
+
+def test_pictures_are_decoded_by_a_pool_while_the_device_is_busy_with_the_same_result(
+    serve: Serve, fragile: RewardModel
+) -> None:
+    curves = []
+    for threads in (0, 2):
+        server = serve(fragile, decode_threads=threads, cache_bytes=0)
+        with server.robot() as robot:
+            robot.start("pool")
+            for seq in range(14):
+                robot.send(fakes.frame(seq))
+            curves.append([robot.expect(wire.Score).progress for _ in range(14)])
+    assert curves[0] == pytest.approx(curves[1], abs=1e-4)
