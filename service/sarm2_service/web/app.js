@@ -10,6 +10,7 @@ import { Palette, Theme } from "./palette.js";
 const ARRANGE_EVERY_MS = 500;
 const CARDS_MAX = 60;
 const REPLAY_MS = 1500;
+const DRAW_REST = 8; // a card rests this many times as long as its last drawing took: long episodes are drawn less often
 
 const byId = (id) => document.getElementById(id);
 
@@ -96,7 +97,11 @@ class Page {
 
   addCard(id) {
     const card = new Card(new Episode(id), (chosen) => this.toggle(chosen));
-    card.redraw = () => { this.dirty.add(id); this.schedule(); };
+    card.redraw = () => {
+      card.waiting = null;
+      this.dirty.add(id);
+      this.schedule();
+    };
     card.setLarge(id === this.focused);
     this.cards.set(id, card);
     byId("grid").append(card.element);
@@ -108,6 +113,8 @@ class Page {
     this.seen.unobserve(card.element);
     card.element.remove();
     this.cards.delete(id);
+    this.announced.delete(id);
+    this.streams.forget(id);
   }
 
   /** Live ones first, newest first, the enlarged one before all. Elements move only when the order changed. */
@@ -212,8 +219,14 @@ class Page {
 
   drawCard(id) {
     const card = this.cards.get(id);
-    if (!card) return;
-    if (card.visible || card.large) card.draw(this.palette(card.episode), this.theme, this.streams.state(id));
+    if (!card || !(card.visible || card.large)) return;
+    const begun = performance.now();
+    if (begun < card.restUntil) {
+      card.waiting ??= setTimeout(card.redraw, card.restUntil - begun);
+      return;
+    }
+    card.draw(this.palette(card.episode), this.theme, this.streams.state(id));
+    card.restUntil = performance.now() + DRAW_REST * (performance.now() - begun);
   }
 
   palette(episode) {

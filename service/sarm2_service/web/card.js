@@ -13,6 +13,8 @@ export class Card {
     this.episode = episode;
     this.large = false;
     this.visible = true;
+    this.restUntil = 0; // the page draws it no sooner
+    this.waiting = null; // the timer until then
     this.build(onToggle);
     this.timeline = new Timeline(this.canvas, "small");
     this.listen();

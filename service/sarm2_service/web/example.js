@@ -13,7 +13,7 @@ const SLOPE = 0.0095;
 
 export function exampleEpisode() {
   const episode = new Episode("example");
-  episode.list({ state: "live" });
+  episode.list({ state: "ended" });
   episode.begin({ fps: 10, primitives: PRIMITIVES, groups: GROUPS, experts: 10, started_at: 0 });
   let seq = 0;
   for (const [primitive, frames] of STAGES) {

@@ -153,6 +153,13 @@ export class Streams {
     return true;
   }
 
+  /** The service no longer lists this episode. */
+  forget(id) {
+    if (this.open.has(id)) this.drop(id, 0);
+    this.complete.delete(id);
+    this.served.delete(id);
+  }
+
   drop(id, now) {
     const stream = this.open.get(id);
     stream.close();

@@ -12,7 +12,7 @@ const LAYOUTS = {
 
 function layoutOf(size, experts, width) {
   const base = LAYOUTS[size];
-  const layout = width < 420 ? { ...base, left: 30, curve: Math.min(base.curve, 170), heatRow: Math.min(base.heatRow, 8) } : { ...base };
+  const layout = width < 420 ? { ...base, left: 30, curve: Math.min(base.curve, 190) } : { ...base };
   layout.width = width;
   layout.top = 10;
   layout.stripTop = layout.top + layout.curve + layout.gap;
