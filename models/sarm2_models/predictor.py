@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -21,7 +22,9 @@ from sarm2_models.encoder import Float16Array
 from sarm2_models.reward_model import RewardModel, ScoreBatch
 from sarm2_models.window import EpisodeMemory, Float32Array, IntArray, WindowBatch, window_slots
 
-Image = npt.NDArray[np.uint8]
+Image: TypeAlias = npt.NDArray[np.uint8]
+Pictures: TypeAlias = Sequence[Image] | npt.NDArray[np.uint8]
+"""T pictures of one camera: a list, or one array (T, H, W3, 3)."""
 
 BATCH_WINDOWS = 64
 
@@ -116,7 +119,7 @@ class Predictor:
         self,
         task: str,
         fps: float,
-        images: Mapping[str, Sequence[Image]],
+        images: Mapping[str, Pictures],
         state_TS: npt.ArrayLike,
         seqs: Sequence[int] | None = None,
     ) -> ScoreBatch:
@@ -135,7 +138,7 @@ class Predictor:
         embeddings = self.embed_episode(images, len(states))
         return self.score_embeddings(task, fps, embeddings, states, seqs)
 
-    def embed_episode(self, images: Mapping[str, Sequence[Image]], frames: int) -> Float16Array:
+    def embed_episode(self, images: Mapping[str, Pictures], frames: int) -> Float16Array:
         """Embeddings (T, C, D) of an episode's pictures, a few frames at a time. Raises InvalidImage."""
         lengths = {camera: len(pictures) for camera, pictures in images.items()}
         if any(length != frames for length in lengths.values()):

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from models.tiny import tiny_model
 
+from models.tiny import tiny_model
 from sarm2_models.reward_model import RewardModel
 
 

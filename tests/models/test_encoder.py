@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from models.tiny import DIM, SIDE, save_siglip, tiny_encoder, tiny_siglip, tiny_tokenizer
 from transformers import SiglipVisionConfig, SiglipVisionModel
 
+from models.tiny import DIM, SIDE, save_siglip, tiny_encoder, tiny_siglip, tiny_tokenizer
 from sarm2_client.errors import InvalidImage, InvalidInput, NotFound
 from sarm2_models.encoder import ImageTextEncoder, round_to_half
 

@@ -6,9 +6,9 @@ from dataclasses import replace
 
 import pytest
 import torch
-from models.tiny import DIM, tiny_config
 from torch import Tensor, nn
 
+from models.tiny import DIM, tiny_config
 from sarm2_models.config import Inputs, RewardModelConfig, ValueConfig
 from sarm2_models.layers import CausalTrunk, ParallelMLP, Standardise, block_causal_mask
 from sarm2_models.stage import StageEstimator, stage_loss

@@ -20,7 +20,8 @@ from sarm2_models.encoder import ImageTextEncoder
 from sarm2_models.reward_model import RewardModel, Statistics
 
 DIM, SIDE = 16, 32
-WORDS = "pick up the ball and place it hammer nail open drawer object move gripper to no progress".split()
+TEXT = "pick up the ball and place it hammer nail open drawer object move gripper to no progress"
+WORDS = tuple(TEXT.split())
 INSTRUCTIONS = ("pick up the ball", "open the drawer")
 
 
