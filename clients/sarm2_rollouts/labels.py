@@ -35,7 +35,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .episode import Episode, LabelledSegment
-from .simulator_state import SIMULATOR_NAMES, column, columns
+from .simulator_state import NAIL_DONE, SIMULATOR_NAMES, column, columns
 from .tasks import TaskSpec, task_spec
 
 Array: TypeAlias = npt.NDArray[np.float64]
@@ -211,11 +211,22 @@ def _short_of_nail(q: _Quantities) -> Array:
     return np.asarray(np.maximum(-q.between("part", "goal")[:, 1], 0.0))
 
 
+def _gap(q: _Quantities) -> Array:
+    """Metres from the striking face to the nail's head where it is now, along the nail; negative beyond it."""
+    return np.asarray(NAIL_DONE * q["joint"] - q.between("part", "goal")[:, 1])
+
+
+def _driving(q: _Quantities) -> Array:
+    """1 while the hammer stands against a nail that has moved: an off-centre blow needs no more lifting."""
+    against_T = np.clip((0.025 - np.abs(_gap(q))) / 0.01, 0.0, 1.0)
+    return np.asarray(against_T * np.clip(q["joint"] / 0.1, 0.0, 1.0))
+
+
 def _rests_hammer(q: _Quantities, first: _Quantities) -> dict[str, Array]:
     return {
         "reach": _share_left(q["reach_distance"], first["reach_distance"], 0.012),
         "grasp": 1.0 - _grasp(q),
-        "lift": _share_left(_off_axis(q), _off_axis(first), 0.0),
+        "lift": _share_left(_off_axis(q), _off_axis(first), 0.0) * (1.0 - _driving(q)),
         "transport": _share_left(_short_of_nail(q), _short_of_nail(first), 0.01),
         "strike": 1.0 - q["joint"],
     }
@@ -265,12 +276,12 @@ def _rules_hammer(q: _Quantities, rests: Mapping[str, Array]) -> _Rule:
     held_T = 1.0 - rests["grasp"] >= TAKEN
     done_T = q["joint"] >= 1.0
     lost_T = _lately(held_T, 4) & ~held_T & (q["gripper"] > 0.6)
-    gap_T = 0.09 * q["joint"] - q.between("part", "goal")[:, 1]
+    gap_T = _gap(q)
     return _choose(
         len(held_T),
         ("retract", done_T & (gap_T > 0.015)),
         ("strike", done_T),
-        ("strike", held_T & (gap_T < 0.015) & (_off_axis(q) < 0.03)),
+        ("strike", held_T & (gap_T < 0.015) & ((_off_axis(q) < 0.03) | (_driving(q) > 0.5))),
         ("lift", held_T & (_off_axis(q) > 0.01)),
         ("transport", held_T),
         ("release", lost_T),

@@ -102,14 +102,14 @@ TASKS: Mapping[str, TaskSpec] = MappingProxyType(
                 name="pick-place",
                 env_name="pick-place-v3",
                 instruction="pick up the red puck and carry it to the blue goal",
-                stages={"reach": 0.32, "grasp": 0.25, "transport": 0.43},
+                stages={"reach": 0.33, "grasp": 0.27, "transport": 0.40},
                 primitives=("reach", "grasp", "transport", "release", "hold"),
             ),
             TaskSpec(
                 name="hammer",
                 env_name="hammer-v3",
                 instruction="pick up the hammer and drive the nail into the box",
-                stages={"reach": 0.22, "grasp": 0.17, "lift": 0.24, "transport": 0.22, "strike": 0.15},
+                stages={"reach": 0.22, "grasp": 0.17, "lift": 0.25, "transport": 0.20, "strike": 0.16},
                 primitives=("reach", "grasp", "lift", "transport", "strike", "release", "retract"),
                 warm_up=15,  # the hammer drops a centimetre and settles
             ),
@@ -117,7 +117,7 @@ TASKS: Mapping[str, TaskSpec] = MappingProxyType(
                 name="drawer-open",
                 env_name="drawer-open-v3",
                 instruction="open the green drawer by its handle",
-                stages={"reach": 0.22, "lower": 0.3, "pull": 0.48},
+                stages={"reach": 0.20, "lower": 0.37, "pull": 0.43},
                 primitives=("reach", "lower", "pull", "push", "retract"),
             ),
         )

@@ -1,0 +1,231 @@
+"""True progress and primitives: what they must do on successes, drops, idling and random motion."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from sarm2_rollouts.episode import Episode, EpisodeKind
+from sarm2_rollouts.experts import make_expert
+from sarm2_rollouts.labels import (
+    MIN_SEGMENT,
+    STALL_FRAMES,
+    find_falls,
+    measure_shares,
+    progress_of,
+    segments_of,
+)
+from sarm2_rollouts.metaworld_robot import TASKS, MetaWorldRobot, run_episode
+from sarm2_rollouts.perturbations import write_script
+from sarm2_rollouts.simulator_state import SIMULATOR_NAMES, column
+
+
+@lru_cache(maxsize=64)
+def episode(name: str, kind: EpisodeKind, seed: int) -> Episode:
+    return run_episode(name, kind, seed, render=False)
+
+
+def progress(name: str, kind: EpisodeKind, seed: int) -> npt.NDArray[np.float32]:
+    values = episode(name, kind, seed).progress_T
+    assert values is not None
+    return values
+
+
+# --- without the simulator --------------------------------------------------------------------------
+
+
+def test_a_fall_of_exactly_the_size_counts_and_one_just_below_does_not() -> None:
+    falling = np.array([0.0, 0.5, 0.75, 0.5, 0.5, 0.75])
+    (fall,) = find_falls(falling, size=0.25)
+    assert (fall.start, fall.end, fall.size) == (2, 3, 0.25)
+    assert find_falls(falling, size=0.2501) == ()
+
+
+def test_a_slow_fall_is_none() -> None:
+    slow = np.concatenate([[0.9], np.linspace(0.9, 0.3, 60)])
+    assert find_falls(slow, size=0.2, within=12) == ()
+    assert len(find_falls(slow, size=0.2, within=30)) == 1
+
+
+def test_two_drops_with_a_recovery_between_are_two_falls() -> None:
+    falls = find_falls(np.array([0.1, 0.8, 0.4, 0.3, 0.5, 0.8, 0.35, 0.35]))
+    assert [(fall.start, fall.end) for fall in falls] == [(1, 3), (5, 6)]
+
+
+def frames(**changes: list[float]) -> npt.NDArray[np.float32]:
+    """Frames of a pick-place episode by hand: tool 13 cm above the puck, goal 27 cm away, hand open."""
+    length = max(len(values) for values in changes.values())
+    rest = dict.fromkeys(SIMULATOR_NAMES, 0.0) | {
+        "gripper": 1.0,
+        "reach_distance": 0.13,
+        "object_z": 0.02,
+        "goal_y": 0.27,
+        "goal_z": 0.02,
+    }
+    table = {name: np.full(length, value) for name, value in rest.items()}
+    table |= {name: np.asarray(values, dtype=float) for name, values in changes.items()}
+    return np.stack([table[name] for name in SIMULATOR_NAMES], axis=1).astype(np.float32)
+
+
+def test_standing_still_at_the_start_is_zero_progress_and_null_after_the_stall_time() -> None:
+    still = frames(gripper=[1.0] * 20)
+    progress_T = progress_of("pick-place", still)
+    assert progress_T.max() == 0.0
+    first, second = segments_of("pick-place", still, progress_T)
+    assert (first.primitive, second.primitive, second.start) == ("reach", "null", STALL_FRAMES)
+
+
+def test_closing_on_nothing_beside_the_puck_is_no_grasp() -> None:
+    beside = frames(gripper=[1.0, 0.5, 0.0], reach_distance=[0.13, 0.08, 0.08])
+    on_nothing = frames(gripper=[1.0, 0.5, 0.1], reach_distance=[0.13, 0.01, 0.01])
+    reach = TASKS["pick-place"].stages["reach"]
+    assert progress_of("pick-place", beside)[-1] < reach
+    assert progress_of("pick-place", on_nothing)[-1] == pytest.approx(reach, abs=0.01)
+
+
+def test_success_is_exactly_one_and_can_be_undone() -> None:
+    undone = frames(
+        success=[0.0, 1.0, 0.0],
+        object_y=[0.0, 0.25, 0.1],
+        gripper=[1.0, 0.45, 1.0],
+        reach_distance=[0.13, 0, 0.1],
+    )
+    progress_T = progress_of("pick-place", undone)
+    assert progress_T[1] == 1.0
+    assert progress_T[2] < 0.6
+
+
+def test_a_label_needs_the_first_frame_and_its_own_and_nothing_between() -> None:
+    shown = frames(reach_distance=[0.13, 0.1, 0.02, 0.08], gripper=[1.0, 1.0, 0.45, 0.9])
+    whole = progress_of("pick-place", shown)
+    for t in range(4):
+        assert progress_of("pick-place", shown[t : t + 1], first_K=shown[0])[0] == whole[t]
+
+
+# --- on rollouts ------------------------------------------------------------------------------------
+
+
+@pytest.mark.sim
+@pytest.mark.parametrize("name", TASKS)
+@pytest.mark.parametrize("kind", ["clean_demo", "demo"])
+def test_a_demonstration_rises_from_zero_to_exactly_one(name: str, kind: EpisodeKind) -> None:
+    shown = episode(name, kind, 30)
+    progress_T = progress(name, kind, 30)
+    assert shown.success is True
+    assert progress_T[0] == pytest.approx(0.0, abs=1e-6)
+    assert progress_T[-1] == 1.0
+    assert np.abs(np.diff(progress_T)).max() < 0.15
+
+
+@pytest.mark.sim
+@pytest.mark.parametrize("name", TASKS)
+def test_a_clean_demonstration_hardly_falls_and_is_never_null(name: str) -> None:
+    progress_T = progress(name, "clean_demo", 32)
+    assert np.diff(progress_T).min() > -0.02
+    assert "null" not in episode(name, "clean_demo", 32).primitives_T
+
+
+@pytest.mark.sim
+@pytest.mark.parametrize("name", TASKS)
+@pytest.mark.parametrize("kind", ["demo", "perturbed", "random"])
+def test_segments_cover_every_frame_with_known_primitives_and_do_not_flicker(
+    name: str, kind: EpisodeKind
+) -> None:
+    shown = episode(name, kind, 33)
+    assert shown.segments is not None
+    assert len(shown.primitives_T) == len(shown)
+    assert set(shown.primitives_T) <= {*TASKS[name].primitives, "null"}
+    for before, after in zip(shown.segments, shown.segments[1:], strict=False):
+        assert before.end == after.start
+        assert before.primitive != after.primitive
+    assert min(segment.end - segment.start for segment in shown.segments) >= MIN_SEGMENT
+
+
+@pytest.mark.sim
+@pytest.mark.parametrize("name", TASKS)
+def test_every_stage_of_a_task_is_seen_in_a_clean_demonstration(name: str) -> None:
+    shares = measure_shares([episode(name, "clean_demo", seed) for seed in (31, 32)])
+    for stage, share in TASKS[name].stages.items():
+        assert shares[stage] == pytest.approx(share, abs=0.08)
+
+
+@pytest.mark.sim
+@pytest.mark.parametrize("name", ["pick-place", "hammer"])
+def test_letting_the_object_go_in_mid_air_costs_at_least_a_fifth(name: str) -> None:
+    with MetaWorldRobot(name, 34, render=False) as robot:
+        expert = make_expert(name)
+        first = robot.observe().simulator_K
+        shown = [first]
+        while progress_of(name, shown[-1][None], first_K=first)[0] < 0.6:
+            robot.step(expert(robot.observe().expert_39))
+            shown.append(robot.observe().simulator_K)
+            assert len(shown) < 200
+        for _ in range(16):
+            robot.step(np.array([0.0, 0.0, 0.0, -1.0], dtype=np.float32))
+            shown.append(robot.observe().simulator_K)
+    progress_T = progress_of(name, np.stack(shown))
+    assert progress_T[-1] < progress_T.max() - 0.2
+    (fall,) = find_falls(progress_T, within=24)
+    assert fall.size > 0.2
+
+
+@pytest.mark.sim
+def test_pushing_the_drawer_shut_takes_its_progress_back() -> None:
+    pushed = next(
+        shown
+        for shown in (episode("drawer-open", "perturbed", seed) for seed in range(40, 70))
+        if shown.info["drops"] and shown.info["falls"]
+    )
+    assert "push" in pushed.primitives_T
+    assert pushed.info["falls"][0]["size"] >= 0.2
+
+
+@pytest.mark.sim
+@pytest.mark.parametrize("name", TASKS)
+def test_random_motion_stays_low(name: str) -> None:
+    for seed in (35, 36, 37):
+        progress_T = progress(name, "random", seed)
+        assert progress_T.mean() < 0.25
+        assert progress_T.max() < 0.6
+
+
+@pytest.mark.sim
+@pytest.mark.parametrize("name", TASKS)
+def test_perturbed_episodes_hold_successes_failures_and_falls(name: str) -> None:
+    shown = [episode(name, "perturbed", seed) for seed in range(40, 50)]
+    successes = sum(bool(one.success) for one in shown)
+    assert 2 <= successes <= 8
+    assert sum(bool(one.info["falls"]) for one in shown) >= 3
+    for one in shown:
+        assert one.progress_T is not None
+        assert (one.progress_T[-1] == 1.0) == one.success
+        assert len(one) <= 142
+
+
+@pytest.mark.sim
+@pytest.mark.parametrize("name", TASKS)
+def test_an_expert_gets_a_copy_of_the_observation(name: str) -> None:
+    """Some of Meta-World's policies write into what they are given."""
+    with MetaWorldRobot(name, 1, render=False) as robot:
+        observation = robot.observe().expert_39
+        kept = observation.copy()
+        make_expert(name)(observation)
+        assert np.array_equal(observation, kept)
+
+
+@pytest.mark.sim
+def test_mishaps_are_told_with_their_frames() -> None:
+    shown = episode("pick-place", "perturbed", 103)
+    assert shown.info["perturbation"]
+    for mishap in shown.info["mishaps"]:
+        assert 0 <= mishap["start"] <= mishap["end"] < len(shown)
+    assert column(np.asarray(shown.simulator_TK), "success").max() <= 1.0
+
+
+def test_a_script_is_drawn_from_its_generator_alone() -> None:
+    spec = TASKS["hammer"]
+    scripts = [write_script("perturbed", spec, np.random.default_rng(seed)) for seed in (1, 1, 2)]
+    assert scripts[0] == scripts[1] != scripts[2]
