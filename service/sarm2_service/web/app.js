@@ -144,7 +144,9 @@ class Page {
   setVisible(entries) {
     for (const entry of entries) {
       const card = this.cards.get(entry.target.cardOf);
-      if (card) card.visible = entry.isIntersecting;
+      if (!card) continue;
+      card.visible = entry.isIntersecting;
+      card.redraw();
     }
     this.arrange();
   }
