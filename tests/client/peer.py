@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from types import TracebackType
 
 from websockets.exceptions import ConnectionClosed
+from websockets.http11 import Request, Response
 from websockets.sync.server import Server, ServerConnection, serve
 from websockets.typing import Subprotocol
 
@@ -139,6 +140,8 @@ class Script:
     ]
     delay_s: float = 0.0
     summarise: bool = True
+    key: str | None = None
+    refuse_status: int | None = None
 
 
 class Peer:
@@ -161,6 +164,7 @@ class Peer:
             "127.0.0.1",
             self._wanted_port,
             subprotocols=[Subprotocol(wire.PROTOCOL)] if self.script.subprotocol else None,
+            process_request=self._admit,
             compression=None,
             ping_interval=None,
             close_timeout=0.2,
@@ -181,6 +185,15 @@ class Peer:
     def port(self) -> int:
         assert self._server is not None
         return int(self._server.socket.getsockname()[1])
+
+    def _admit(self, socket: ServerConnection, request: Request) -> Response | None:
+        """Refuse the handshake where the script says so."""
+        key = self.script.key
+        if key is not None and request.headers.get("Authorization") != f"Bearer {key}":
+            return socket.respond(401, "wrong key")
+        if self.script.refuse_status is not None:
+            return socket.respond(self.script.refuse_status, "scripted")
+        return None
 
     def _serve(self, socket: ServerConnection) -> None:
         self.connections += 1

@@ -232,7 +232,7 @@ def test_push_does_not_wait_while_the_connection_is_away() -> None:
         push_all(episode, 1)
     started = time.monotonic()
     push_all(episode, 30)
-    assert time.monotonic() - started < 0.1
+    assert time.monotonic() - started < 1.0
     assert episode.dropped_unsent >= 30 - 8 - LIMITS.max_in_flight - 1
     episode.abort()
     client.close()
