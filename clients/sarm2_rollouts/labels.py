@@ -44,7 +44,7 @@ MIN_SEGMENT = 3
 """Frames that a primitive must last."""
 
 STALL_FRAMES = 12
-"""1.2 s without a rise of progress is idling: three gaps of the model's window, so that a window can show it."""
+"""1.2 s without a rise of progress is idling: three gaps of the model's window, so a window can show it."""
 
 STALL_RISE = 0.015
 """A rise of progress that counts as one."""
@@ -212,7 +212,7 @@ def _short_of_nail(q: _Quantities) -> Array:
 
 
 def _gap(q: _Quantities) -> Array:
-    """Metres from the striking face to the nail's head where it is now, along the nail; negative beyond it."""
+    """Metres from the striking face to the nail's head where it is now, along the nail; negative beyond."""
     return np.asarray(NAIL_DONE * q["joint"] - q.between("part", "goal")[:, 1])
 
 
@@ -276,13 +276,15 @@ def _rules_hammer(q: _Quantities, rests: Mapping[str, Array]) -> _Rule:
     held_T = 1.0 - rests["grasp"] >= TAKEN
     done_T = q["joint"] >= 1.0
     lost_T = _lately(held_T, 4) & ~held_T & (q["gripper"] > 0.6)
-    gap_T = _gap(q)
+    gap_T, off_T = _gap(q), _off_axis(q)
+    # Once under way to the nail, a wobble is no new lift: only a hammer well below the nail is.
+    forward_T = _short_of_nail(q)[0] - _short_of_nail(q)
     return _choose(
         len(held_T),
         ("retract", done_T & (gap_T > 0.015)),
         ("strike", done_T),
-        ("strike", held_T & (gap_T < 0.015) & ((_off_axis(q) < 0.03) | (_driving(q) > 0.5))),
-        ("lift", held_T & (_off_axis(q) > 0.01)),
+        ("strike", held_T & (gap_T < 0.015) & ((off_T < 0.03) | (_driving(q) > 0.5))),
+        ("lift", held_T & (off_T > np.where(forward_T < 0.02, 0.01, 0.04))),
         ("transport", held_T),
         ("release", lost_T),
         ("grasp", q["reach_distance"] < 0.06),
