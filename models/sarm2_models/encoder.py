@@ -30,14 +30,13 @@ from transformers.utils import logging as transformers_logging
 from sarm2_client.errors import InvalidImage, InvalidInput, NotFound
 from sarm2_client.images import RESIZE_NAME
 from sarm2_client.wire import Preprocess
+from sarm2_models.layers import pad_rows
 
 Float16Array = npt.NDArray[np.float16]
 
 PREPROCESSOR_FILE = "preprocessor_config.json"
 MAX_BATCH = 64
 """Pictures or texts that go through the network at once; more are taken in turns."""
-MIN_ROWS = 4
-"""Matrix products give a row the same bits for any batch of at least this many rows, not for fewer."""
 
 
 class ImageTextEncoder:
@@ -167,7 +166,7 @@ class ImageTextEncoder:
         hidden_BLD = self._vision.encoder(inputs_embeds=self._patches(images_BHWC)).last_hidden_state
         hidden_BLD = self._vision.post_layernorm(hidden_BLD)
         # In the layers every token is a row, so even one picture has enough; in the head a picture is one.
-        pooled_BD = self._vision.head(_pad_rows(hidden_BLD))[: len(images_BHWC)]
+        pooled_BD = self._vision.head(pad_rows(hidden_BLD))[: len(images_BHWC)]
         return _to_float16(pooled_BD)
 
     def _encode_texts(self, texts: list[str]) -> Float16Array:
@@ -178,7 +177,7 @@ class ImageTextEncoder:
             max_length=self._text_length,
             return_tensors="pt",
         )["input_ids"]
-        pooled_ND = self._text(input_ids=_pad_rows(tokens).to(self.device)).pooler_output
+        pooled_ND = self._text(input_ids=pad_rows(tokens).to(self.device)).pooler_output
         return _to_float16(pooled_ND[: len(texts)])
 
     def _check_images(self, images_BHWC: npt.NDArray[np.uint8]) -> None:
@@ -315,11 +314,6 @@ def _read_normalisation(source: str) -> tuple[list[float], list[float]]:
             field="encoder",
         )
     return mean, std
-
-
-def _pad_rows(rows: Tensor) -> Tensor:
-    missing = MIN_ROWS - len(rows)
-    return rows if missing <= 0 else torch.cat([rows, rows[-1:].expand(missing, *rows.shape[1:])])
 
 
 def _fits_half(model: nn.Module) -> bool:

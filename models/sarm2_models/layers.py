@@ -39,6 +39,20 @@ def block_causal_mask(mask_BW: Tensor, tokens_per_slot: int) -> Tensor:
     return seen_BWW.repeat_interleave(tokens, 1).repeat_interleave(tokens, 2)[:, None]
 
 
+MIN_ROWS = 4
+
+
+def pad_rows(rows: Tensor) -> Tensor:
+    """Repeat the last row until there are `MIN_ROWS`.
+
+    A CPU's matrix product gives a row the same bits in any batch of at least that many rows, not in smaller
+    ones. So what has one row an answer (fused tokens, texts, pooled pictures) is padded, and what has many
+    (the tokens of a Transformer) needs nothing.
+    """
+    missing = MIN_ROWS - len(rows)
+    return rows if missing <= 0 else torch.cat([rows, rows[-1:].expand(missing, *rows.shape[1:])])
+
+
 class Standardise(nn.Module):
     """(x - mean) / std with statistics of the training data, clipped. Until fitted: the clip alone.
 

@@ -29,7 +29,7 @@ from sarm2_models.vocabulary import Vocabulary, load_vocabulary
 from sarm2_models.window import BoolArray, EpisodeMemory, Float32Array, IntArray, WindowBatch
 
 SMALLEST_BUCKET = 4
-"""Rows get the same bits in any batch of at least this many; smaller batches are padded to it."""
+"""On a GPU a batch is padded to 4, 8, 16, ... rows: few shapes, so few kernels and one rounding for all."""
 LARGEST_BUCKET = 256
 """More rows are scored in turns."""
 CACHED_INSTRUCTIONS = 1024
@@ -232,7 +232,7 @@ class RewardModel:
     def score(self, batch: WindowBatch) -> ScoreBatch:
         """Score windows of any episodes together.
 
-        Rows are padded to a bucket of 4, 8, 16, ..., so that a row's answer does not depend on the others.
+        A row's answer does not depend on the others: same primitive, gate and flag, numbers within 1e-6.
 
         Raises:
             InvalidInput: a shape that is not this model's.
@@ -246,7 +246,9 @@ class RewardModel:
 
     def _score(self, batch: WindowBatch) -> ScoreBatch:
         count = len(batch)
-        embeddings, state, mask, instruction = self._padded(batch, bucket(count))
+        # On a CPU the heads pad by themselves, where one row would get other bits than many.
+        rows = bucket(count) if self.device.type == "cuda" else count
+        embeddings, state, mask, instruction = self._padded(batch, rows)
         logits = self.stage(embeddings, state, mask)[:count].float().cpu().numpy()
         probs_BP = softmax(logits / self.calibration.temperature)
         index_B = probs_BP.argmax(-1)
@@ -254,7 +256,7 @@ class RewardModel:
         uncertain_B = self.is_uncertain(confidence_B, index_B, batch.task_known_B)
         route_B = np.where(uncertain_B, self.vocabulary.null_index, index_B)
         # The null text through the `other` gate: `null` is the only primitive of that group.
-        route = torch.from_numpy(_pad(route_B, bucket(count))).to(self.device)
+        route = torch.from_numpy(_pad(route_B, rows)).to(self.device)
         output = self.value(
             embeddings, state, mask, self._primitive_texts[route], instruction, self._groups[route]
         )

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from sarm2_models.config import RewardModelConfig
-from sarm2_models.layers import CausalTrunk, Standardise
+from sarm2_models.layers import CausalTrunk, Standardise, pad_rows
 from sarm2_models.vocabulary import Vocabulary, load_vocabulary
 
 
@@ -57,7 +57,8 @@ class StageEstimator(nn.Module):
         """
         tokens = self.tokens(embeddings_BWCD[:, 1:], state_BWS[:, 1:])
         last_BMd = self.trunk.last_slot(tokens, mask_BW[:, 1:])
-        logits: Tensor = self.head(nn.functional.relu(self.fuse(self.fuse_norm(last_BMd.flatten(1)))))
+        fused_Bd = nn.functional.relu(self.fuse(self.fuse_norm(pad_rows(last_BMd.flatten(1)))))
+        logits: Tensor = self.head(fused_Bd)[: len(mask_BW)]
         return logits
 
     def tokens(self, embeddings_BWCD: Tensor, state_BWS: Tensor) -> Tensor:

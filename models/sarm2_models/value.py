@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from sarm2_models.config import RewardModelConfig, ValueConfig
-from sarm2_models.layers import CausalTrunk, ParallelMLP, Standardise
+from sarm2_models.layers import CausalTrunk, ParallelMLP, Standardise, pad_rows
 from sarm2_models.stage import stage_loss as stage_loss
 from sarm2_models.vocabulary import Vocabulary, load_vocabulary
 
@@ -96,13 +96,14 @@ class ValueDecoder(nn.Module):
         """
         tokens = self.tokens(embeddings_BWCD, state_BWS, primitive_text_BD, instruction_BD)
         last_BMd = self.trunk.last_slot(tokens, mask_BW)
-        fused_Bd = self.fuse(self.fuse_norm(last_BMd.flatten(1)))
+        fused_Bd = self.fuse(self.fuse_norm(pad_rows(last_BMd.flatten(1))))
         # float32 from here on, under autocast too: progress needs more than 8 bits.
         gates_BGE = self.gates(fused_Bd).float()
-        rows = torch.arange(len(group_B), device=group_B.device)
+        count = len(group_B)
+        rows = torch.arange(count, device=group_B.device)
         gate_probs_BE = gates_BGE[rows, group_B].softmax(-1)
         weights_BE = keep_top(gate_probs_BE, self.top_k)
-        steps_to_go_B = (weights_BE * self.experts(fused_Bd)[..., 0].float()).sum(-1).sigmoid()
+        steps_to_go_B = (weights_BE * self.experts(fused_Bd)[:count, :, 0].float()).sum(-1).sigmoid()
         return ValueOutput(1 - steps_to_go_B, weights_BE, gate_probs_BE)
 
     def tokens(
@@ -111,11 +112,11 @@ class ValueDecoder(nn.Module):
         """Cameras, primitive, instruction, state: (B, W, M, d). The texts stand at every slot."""
         texts_B2d = torch.stack(
             [
-                self.primitive_in(self.text_statistics(primitive_text_BD)),
-                self.instruction_in(self.text_statistics(instruction_BD)),
+                self.primitive_in(self.text_statistics(pad_rows(primitive_text_BD))),
+                self.instruction_in(self.text_statistics(pad_rows(instruction_BD))),
             ],
             dim=1,
-        )
+        )[: len(primitive_text_BD)]
         parts = [texts_B2d[:, None].expand(-1, embeddings_BWCD.shape[1], -1, -1)]
         if self.inputs != "state":
             parts.insert(0, self.image_in(self.embedding_statistics(embeddings_BWCD)))
