@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
+import sys
 import threading
 import time
 from typing import Any
@@ -425,3 +427,24 @@ def test_closing_the_client_leaves_no_thread_behind() -> None:
     while threading.active_count() > before and time.monotonic() < deadline:
         time.sleep(0.01)
     assert threading.active_count() <= before
+
+
+def test_closing_the_client_under_an_open_episode_ends_that_with_connection_lost() -> None:
+    with Peer() as peer:
+        client = RewardClient(port=peer.port, timeouts=QUICK)
+        episode = client.episode(TASK, fps=10, cameras=CAMERAS).__enter__()
+        client.close()
+        with pytest.raises(ConnectionLost):
+            episode.push(pictures(), STATE)
+
+
+def test_a_script_that_forgets_to_close_still_ends_quietly() -> None:
+    with Peer() as peer:
+        program = (
+            "import numpy as np, sarm2_client\n"
+            f"client = sarm2_client.RewardClient(port={peer.port})\n"
+            f"images = dict.fromkeys({CAMERAS!r}, np.zeros((8, 8, 3), np.uint8))\n"
+            f"print(client.infer({{'images': images, 'state': {STATE!r}, 'task': {TASK!r}}})['seq'])"
+        )
+        ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=30)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (0, "0\n", "")
