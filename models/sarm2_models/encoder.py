@@ -171,7 +171,8 @@ class ImageTextEncoder:
 
     def _encode_texts(self, texts: list[str]) -> Float16Array:
         tokens = self._tokenizer(
-            [text.lower() for text in texts],
+            # A lone surrogate is no text and would end in a TypeError of the tokenizer.
+            [text.lower().encode("utf-8", "replace").decode() for text in texts],
             padding="max_length",
             truncation=True,
             max_length=self._text_length,

@@ -84,6 +84,11 @@ def test_a_text_longer_than_the_tower_is_cut() -> None:
     assert np.isfinite(encoder.encode_texts(["ball " * 10_000])).all()
 
 
+@pytest.mark.parametrize("text", ["", " ", "\0\n\x1b", "lone \ud800 surrogate", "😀" * 100, "ball/../ball"])
+def test_any_text_at_all_has_an_embedding(text: str) -> None:
+    assert np.isfinite(tiny_encoder().encode_texts([text])).all()
+
+
 def test_every_encoded_picture_is_counted() -> None:
     encoder = tiny_encoder()
     encoder.encode_images(pictures(3))
