@@ -1,0 +1,176 @@
+"""Recorded episodes as flat arrays: what training reads.
+
+A dataset on disk is one row group after the other; training wants any frame at any time. `index_dataset` goes
+through a dataset once and leaves two files: `labels.npz` (plain numbers) and `pictures.npy` (all JPEG files
+one after the other), which is mapped into memory and not read.
+
+Shapes: T frames of all episodes, N episodes, C cameras, S state, K simulator quantities.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import numpy.typing as npt
+
+from sarm2_client.errors import InvalidInput
+from sarm2_client.images import decode_jpeg
+from sarm2_models.train.plan import KINDS
+from sarm2_models.vocabulary import Vocabulary
+from sarm2_rollouts.episode import Episode
+from sarm2_rollouts.lerobot_reader import open_dataset
+
+IntArray = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """All frames of a dataset, one after the other.
+
+    Attributes:
+        fps: frames a second.
+        cameras, state_names, simulator_names: of the axes C, S, K.
+        task_names, instructions: by task index.
+        state_TS, simulator_TK: float32. progress_T: float32 in [0, 1]. primitive_T: index in the vocabulary.
+        first_N, length_N: where each episode starts and how many frames it has.
+        task_N, kind_N: its task and its kind (index into `plan.KINDS`). success_N: 0 or 1. seed_N.
+        offsets: (C x T + 1) byte offsets of the pictures in `pictures`, frame by frame, camera by camera.
+        pictures: uint8, mapped from disk.
+    """
+
+    fps: float
+    cameras: tuple[str, ...]
+    state_names: tuple[str, ...]
+    simulator_names: tuple[str, ...]
+    task_names: tuple[str, ...]
+    instructions: tuple[str, ...]
+    state_TS: npt.NDArray[np.float32]
+    simulator_TK: npt.NDArray[np.float32]
+    progress_T: npt.NDArray[np.float32]
+    primitive_T: IntArray
+    first_N: IntArray
+    length_N: IntArray
+    task_N: IntArray
+    kind_N: IntArray
+    success_N: IntArray
+    seed_N: IntArray
+    offsets: IntArray
+    pictures: npt.NDArray[np.uint8]
+
+    def __len__(self) -> int:
+        return len(self.progress_T)
+
+    @property
+    def episodes(self) -> int:
+        """N."""
+        return len(self.first_N)
+
+    @property
+    def episode_T(self) -> IntArray:
+        """The episode of each frame."""
+        return np.repeat(np.arange(self.episodes), self.length_N)
+
+    def frames(self, episode: int) -> slice:
+        """The frames of one episode."""
+        first = int(self.first_N[episode])
+        return slice(first, first + int(self.length_N[episode]))
+
+    def kind(self, episode: int) -> str:
+        """How an episode came about."""
+        return KINDS[int(self.kind_N[episode])]
+
+    def picture(self, frame: int, camera: int) -> npt.NDArray[np.uint8]:
+        """One picture, uint8 RGB (H, W, 3)."""
+        place = frame * len(self.cameras) + camera
+        start, stop = int(self.offsets[place]), int(self.offsets[place + 1])
+        return decode_jpeg(self.pictures[start:stop].tobytes())
+
+
+def index_dataset(
+    root: Path,
+    folder: Path,
+    vocabulary: Vocabulary,
+    tasks: Sequence[str],
+    *,
+    tick: Callable[[int, int], None] = lambda done, total: None,
+) -> None:
+    """Write the arrays of the dataset in `root` to `folder`; `meta.json` comes last and says it is whole.
+
+    Args:
+        tasks: short task names; they fix the task indices, the same in every split.
+
+    Raises InvalidInput for episodes without progress, primitives, simulator state, or of another task.
+    """
+    dataset = open_dataset(root)
+    folder.mkdir(parents=True, exist_ok=True)
+    rows: list[dict[str, Any]] = []
+    instructions: dict[str, str] = {}
+    sizes: list[npt.NDArray[np.int64]] = []
+    with (folder / "pictures.bin").open("wb") as blob:
+        for number, episode in enumerate(dataset):
+            rows.append(_row(episode, vocabulary, tasks))
+            instructions[str(episode.task_name)] = episode.task
+            files = [episode.images[camera][t] for t in range(len(episode)) for camera in dataset.cameras]
+            blob.writelines(files)
+            sizes.append(np.array([len(file) for file in files], dtype=np.int64))
+            tick(number + 1, len(dataset))
+            names = (dataset.state_names, episode.simulator_names)
+    arrays = {
+        key: np.concatenate([row[key] for row in rows])
+        for key in rows[0]
+        if key.endswith(("_TS", "_TK", "_T"))
+    }
+    arrays |= {
+        key: np.array([row[key] for row in rows], dtype=np.int64) for key in rows[0] if key.endswith("_N")
+    }
+    arrays["first_N"] = np.concatenate([[0], np.cumsum(arrays["length_N"])[:-1]])
+    arrays["offsets"] = np.concatenate([[0], np.cumsum(np.concatenate(sizes))])
+    with (folder / "labels.npz").open("wb") as file:
+        np.savez(file, allow_pickle=False, **arrays)
+    meta = {
+        "fps": dataset.fps,
+        "cameras": list(dataset.cameras),
+        "state_names": list(names[0]),
+        "simulator_names": list(names[1]),
+        "task_names": list(tasks),
+        "instructions": [instructions.get(task, task) for task in tasks],
+    }
+    (folder / "meta.json").write_text(json.dumps(meta, indent=1))
+
+
+def load_corpus(folder: Path) -> Corpus:
+    """What `index_dataset` wrote; the pictures stay on disk."""
+    meta = json.loads((folder / "meta.json").read_text())
+    with np.load(folder / "labels.npz", allow_pickle=False) as arrays:
+        columns: dict[str, Any] = {key: arrays[key] for key in arrays.files}
+    pictures = np.memmap(folder / "pictures.bin", dtype=np.uint8, mode="r")
+    named: dict[str, Any] = {key: tuple(value) for key, value in meta.items() if key != "fps"}
+    return Corpus(fps=float(meta["fps"]), pictures=cast(npt.NDArray[np.uint8], pictures), **named, **columns)
+
+
+def _row(episode: Episode, vocabulary: Vocabulary, tasks: Sequence[str]) -> dict[str, Any]:
+    if episode.progress_T is None or episode.segments is None or episode.simulator_TK is None:
+        raise InvalidInput(
+            "training needs episodes with progress, primitives and simulator state; record them"
+        )
+    if episode.task_name is None or episode.task_name not in tasks or episode.kind not in KINDS:
+        raise InvalidInput(
+            f"expected episodes of {', '.join(tasks)}, got {episode.task_name!r} ({episode.kind}); "
+            "use another output folder for other tasks"
+        )
+    return {
+        "state_TS": episode.state_TS.astype(np.float32),
+        "simulator_TK": episode.simulator_TK.astype(np.float32),
+        "progress_T": episode.progress_T.astype(np.float32),
+        "primitive_T": np.array([vocabulary.index(name) for name in episode.primitives_T], dtype=np.int64),
+        "length_N": len(episode),
+        "task_N": list(tasks).index(episode.task_name),
+        "kind_N": KINDS.index(episode.kind),
+        "success_N": int(bool(episode.success)),
+        "seed_N": -1 if episode.seed is None else episode.seed,
+    }

@@ -1,0 +1,273 @@
+"""Training of the two heads, one after the other: stage estimator, then value decoder on its predictions.
+
+The step number alone decides what a step does (its windows, its dropout), and a checkpoint holds weights,
+optimiser and running mean. So a run that was stopped and resumed ends with the same weights as one that was
+not.
+
+Shapes: T frames, B batch, W window slots, C cameras, D embedding, S state, P primitives.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from sarm2_models.config import RewardModelConfig
+from sarm2_models.stage import StageEstimator
+from sarm2_models.train.checkpoints import TrainState, load_state, save_state
+from sarm2_models.train.plan import HeadPlan
+from sarm2_models.train.windows import Frames
+from sarm2_models.value import ValueDecoder, stage_loss, value_loss
+from sarm2_models.vocabulary import Vocabulary, load_vocabulary
+from sarm2_models.window import BoolArray, Float16Array, Float32Array, IntArray
+
+CHECKPOINT_EVERY = 200
+SCORE_BATCH = 512
+WARM_UP = 0.05
+
+Tick = Callable[[int, int, str], None]
+
+
+def _silent(done: int, total: int, note: str) -> None:
+    pass
+
+
+@dataclass(frozen=True)
+class Texts:
+    """Text embeddings, float16: (P, D) of the primitives and (tasks, D) of the instructions."""
+
+    primitives_PD: Float16Array
+    instructions_ND: Float16Array
+
+
+@dataclass(frozen=True)
+class Windows:
+    """A batch as tensors, ready for the heads."""
+
+    embeddings_BWCD: Tensor
+    state_BWS: Tensor
+    mask_BW: Tensor
+
+    @classmethod
+    def gather(cls, frames: Frames, indices_BW: IntArray, mask_BW: BoolArray) -> Windows:
+        """Windows by frame index."""
+        return cls(
+            torch.from_numpy(frames.embeddings_TCD[indices_BW]).float(),
+            torch.from_numpy(frames.state_TS[indices_BW]),
+            torch.from_numpy(mask_BW),
+        )
+
+    def blurred(self, noise: float, deviation_CD: Tensor) -> Windows:
+        """With noise of `noise` standard deviations on every embedding and state: a guard against learning
+        single episodes by heart."""
+        return Windows(
+            self.embeddings_BWCD + noise * deviation_CD * torch.randn_like(self.embeddings_BWCD),
+            self.state_BWS + noise * torch.randn_like(self.state_BWS),
+            self.mask_BW,
+        )
+
+
+def train_stage(
+    config: RewardModelConfig,
+    frames: Frames,
+    plan: HeadPlan,
+    folder: Path,
+    *,
+    seed: int,
+    tick: Tick = _silent,
+    stop_after: int | None = None,
+) -> StageEstimator:
+    """Cross entropy on the newest frame of each window.
+
+    Args:
+        folder: where checkpoints go; one that is there is gone on from.
+        stop_after: give up after this many steps in all, keeping a checkpoint (for tests of resuming).
+    """
+    torch.manual_seed(seed)
+    model = StageEstimator(config)
+    model.fit_inputs(torch.from_numpy(frames.embeddings_TCD))
+    labels_T = torch.from_numpy(frames.primitive_T)
+    deviation_CD = frames.deviation_CD()
+
+    def loss_of(step: int) -> Tensor:
+        rng = np.random.default_rng([seed, 1, step])
+        drawn_B = frames.draw(rng, plan.batch)
+        batch = Windows.gather(frames, *frames.slots(drawn_B)).blurred(plan.noise, deviation_CD)
+        with torch.autocast("cpu", torch.bfloat16):
+            logits_BP = model(batch.embeddings_BWCD, batch.state_BWS, batch.mask_BW)
+        return stage_loss(logits_BP.float(), labels_T[drawn_B])
+
+    steps = _Steps("stage", plan.stage_steps, plan.stage_learning_rate, plan, folder, seed, stop_after)
+    return _fit(model, loss_of, steps, tick)
+
+
+def train_value(
+    config: RewardModelConfig,
+    frames: Frames,
+    texts: Texts,
+    predicted_T: IntArray,
+    plan: HeadPlan,
+    folder: Path,
+    *,
+    seed: int,
+    tick: Tick = _silent,
+    stop_after: int | None = None,
+) -> ValueDecoder:
+    """Squared error of progress, of pairs of neighbouring frames, plus the gates' terms.
+
+    Both windows of a pair are given the same primitive, and the error of their difference is a term of its
+    own: it is what makes a curve smooth.
+
+    Args:
+        predicted_T: the stage estimator's primitive of every frame.
+    """
+    torch.manual_seed(seed + 1)
+    model = ValueDecoder(config)
+    vocabulary = load_vocabulary(config.vocabulary)
+    deviation_CD = frames.deviation_CD()
+    all_texts = np.concatenate([texts.primitives_PD, texts.instructions_ND])
+    model.fit_inputs(torch.from_numpy(frames.embeddings_TCD), torch.from_numpy(all_texts))
+
+    def loss_of(step: int) -> Tensor:
+        rng = np.random.default_rng([seed, 2, step])
+        half_B = frames.draw(rng, plan.batch // 2)
+        rewind_B = frames.draw_rewinds(rng, half_B, plan.rewind)
+        next_B = np.minimum(half_B + 1, frames.last_T[half_B] - rewind_B * frames.gap)
+        pair_B = np.concatenate([half_B, np.maximum(next_B, half_B)])
+        batch = Windows.gather(frames, *frames.slots(pair_B, np.tile(rewind_B, 2)))
+        batch = batch.blurred(plan.noise, deviation_CD)
+        primitive_B = np.tile(
+            route(rng, frames.primitive_T[half_B], predicted_T[half_B], vocabulary, plan), 2
+        )
+        with torch.autocast("cpu", torch.bfloat16):
+            output = model(
+                batch.embeddings_BWCD,
+                batch.state_BWS,
+                batch.mask_BW,
+                *text_inputs(texts, primitive_B, frames.task_T[pair_B], vocabulary),
+            )
+        target_B = torch.from_numpy(frames.progress_T[pair_B])
+        loss = value_loss(output, target_B, config=config.value).total
+        change_B = (output.progress_B - target_B).view(2, -1)
+        total: Tensor = loss + plan.smooth * (change_B[1] - change_B[0]).square().mean()
+        return total
+
+    steps = _Steps("value", plan.value_steps, plan.value_learning_rate, plan, folder, seed, stop_after)
+    return _fit(model, loss_of, steps, tick)
+
+
+def route(
+    rng: np.random.Generator, true_B: IntArray, predicted_B: IntArray, vocabulary: Vocabulary, plan: HeadPlan
+) -> IntArray:
+    """The primitive each window is given: true or predicted, or null, which means the `other` gate."""
+    use_predicted_B = rng.random(len(true_B)) < plan.predicted
+    chosen_B = np.where(use_predicted_B, predicted_B, true_B)
+    return np.where(rng.random(len(true_B)) < plan.fallback, vocabulary.null_index, chosen_B)
+
+
+def text_inputs(
+    texts: Texts, primitive_B: IntArray, task_B: IntArray, vocabulary: Vocabulary
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Primitive text (B, D), instruction text (B, D) and gate (B,) for the value decoder."""
+    groups_P = np.asarray(vocabulary.group_of_primitive)
+    return (
+        torch.from_numpy(texts.primitives_PD[primitive_B]).float(),
+        torch.from_numpy(texts.instructions_ND[task_B]).float(),
+        torch.from_numpy(groups_P[primitive_B]),
+    )
+
+
+# --- prediction ------------------------------------------------------------------------------------
+
+
+def predict_logits(model: StageEstimator, frames: Frames) -> Float32Array:
+    """Raw stage logits of every frame, float32 (T, P)."""
+    model.eval()
+    parts = []
+    with torch.inference_mode():
+        for chosen_B in _chunks(len(frames)):
+            batch = Windows.gather(frames, *frames.slots(chosen_B))
+            parts.append(model(batch.embeddings_BWCD, batch.state_BWS, batch.mask_BW).float().numpy())
+    return np.concatenate(parts)
+
+
+def predict_progress(
+    model: ValueDecoder, frames: Frames, texts: Texts, primitive_T: IntArray, vocabulary: Vocabulary
+) -> Float32Array:
+    """Progress of every frame, float32 (T,), given a primitive for each (null means the `other` gate)."""
+    model.eval()
+    parts = []
+    with torch.inference_mode():
+        for chosen_B in _chunks(len(frames)):
+            batch = Windows.gather(frames, *frames.slots(chosen_B))
+            inputs = text_inputs(texts, primitive_T[chosen_B], frames.task_T[chosen_B], vocabulary)
+            output = model(batch.embeddings_BWCD, batch.state_BWS, batch.mask_BW, *inputs)
+            parts.append(output.progress_B.float().numpy())
+    return np.concatenate(parts)
+
+
+def _chunks(count: int) -> Iterator[IntArray]:
+    for start in range(0, count, SCORE_BATCH):
+        yield np.arange(start, min(start + SCORE_BATCH, count))
+
+
+# --- the loop --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Steps:
+    name: str
+    total: int
+    learning_rate: float
+    plan: HeadPlan
+    folder: Path
+    seed: int
+    stop_after: int | None
+
+
+_Model = TypeVar("_Model", bound=nn.Module)
+
+
+def _fit(model: _Model, loss_of: Callable[[int], Tensor], steps: _Steps, tick: Tick) -> _Model:
+    """AdamW with warm-up and a cosine to zero, gradients clipped to norm 1; gives back the running mean."""
+    optimiser = torch.optim.AdamW(
+        model.parameters(), lr=steps.learning_rate, weight_decay=steps.plan.weight_decay, betas=(0.9, 0.95)
+    )
+    state = TrainState(model, optimiser)
+    path = steps.folder / f"{steps.name}.checkpoint.safetensors"
+    done = load_state(path, state)
+    model.train()
+    for step in range(done, steps.total):
+        if steps.stop_after is not None and step >= steps.stop_after:
+            save_state(path, state, step)
+            return model
+        torch.manual_seed(steps.seed * 1_000_003 + step)
+        for group in optimiser.param_groups:
+            group["lr"] = steps.learning_rate * learning_rate_factor(step, steps.total)
+        loss = loss_of(step)
+        optimiser.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimiser.step()
+        state.average(steps.plan.ema)
+        if (step + 1) % CHECKPOINT_EVERY == 0 and step + 1 < steps.total:
+            save_state(path, state, step + 1)
+        tick(step + 1, steps.total, f"{steps.name} loss {loss.item():.4f}")
+    state.use_average()
+    path.unlink(missing_ok=True)
+    return model.eval()
+
+
+def learning_rate_factor(step: int, total: int) -> float:
+    """Linear warm-up over the first 5 %, then a cosine to zero."""
+    warm_up = max(1, round(WARM_UP * total))
+    if step < warm_up:
+        return (step + 1) / warm_up
+    return 0.5 * (1 + math.cos(math.pi * (step - warm_up) / max(1, total - warm_up)))

@@ -1,0 +1,170 @@
+"""Long work in child processes: the right memory and thread settings, progress in files, errors in logs.
+
+Two processes of one thread each do more than one of two threads. The C library's allocator reads its settings
+when a process starts, which is why even a single job runs in a child: keeping freed memory instead of giving
+it back to the kernel saves a third of a training step.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import time
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+from sarm2_client.errors import ModelFailed
+
+MALLOC = {
+    "MALLOC_MMAP_MAX_": "0",
+    "MALLOC_TRIM_THRESHOLD_": "4000000000",
+    "MALLOC_TOP_PAD_": "268435456",
+}
+POLL_S = 0.2
+STOP_WAIT_S = 5.0
+
+
+@dataclass(frozen=True)
+class Job:
+    """A function to call in a child process.
+
+    Attributes:
+        name: shown at its bar.
+        call: a module-level function taking a `Ticker` first.
+        arguments: picklable.
+        folder: where its progress and log go.
+        threads: of torch.
+    """
+
+    name: str
+    call: Callable[..., None]
+    arguments: tuple[Any, ...]
+    folder: Path
+    threads: int = 1
+
+
+class Ticker:
+    """How a job tells how far it is: at most five times a second, one small file, written atomically."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._next = 0.0
+
+    def tick(self, done: int, total: int, note: str = "") -> None:
+        """`done` of `total` steps are behind; `note` stands at the bar."""
+        now = time.monotonic()
+        if now < self._next and done < total:
+            return
+        self._next = now + POLL_S
+        fresh = self._path.with_suffix(".new")
+        fresh.write_text(json.dumps({"done": done, "total": total, "note": note}))
+        fresh.replace(self._path)
+
+
+def run_jobs(jobs: Sequence[Job], *, at_once: int, console: Console) -> None:
+    """Run the jobs in order, `at_once` at a time, with a bar each. Children end with the parent.
+
+    Raises ModelFailed with the tail of its log for the first job that fails; the others are stopped.
+    """
+    waiting = list(jobs)
+    running: dict[str, tuple[BaseProcess, Job, TaskID]] = {}
+    with bars(console) as progress:
+        try:
+            while waiting or running:
+                while waiting and len(running) < at_once:
+                    job = waiting.pop(0)
+                    running[job.name] = (_start(job), job, progress.add_task(job.name, total=None, note=""))
+                time.sleep(POLL_S)
+                for name, (process, job, bar) in list(running.items()):
+                    _show(progress, bar, job)
+                    if not process.is_alive():
+                        del running[name]
+                        _check(process, job)
+        finally:
+            for process, _, _ in running.values():
+                process.terminate()
+                process.join(STOP_WAIT_S)
+
+
+@contextmanager
+def bars(console: Console) -> Iterator[Progress]:
+    """Rich progress bars in the style of all stages."""
+    columns = (
+        TextColumn("{task.description:<22}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+    )
+    with Progress(*columns, console=console) as progress:
+        yield progress
+
+
+def _start(job: Job) -> BaseProcess:
+    job.folder.mkdir(parents=True, exist_ok=True)
+    _progress_path(job).unlink(missing_ok=True)
+    before = dict(os.environ)
+    os.environ.update(MALLOC, OMP_NUM_THREADS=str(job.threads), TOKENIZERS_PARALLELISM="false")
+    try:
+        process = multiprocessing.get_context("spawn").Process(target=_run, args=(job,), daemon=True)
+        process.start()
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+    return process
+
+
+def _run(job: Job) -> None:
+    try:
+        import torch
+
+        torch.set_num_threads(job.threads)
+        job.call(Ticker(_progress_path(job)), *job.arguments)
+    except BaseException:
+        _log_path(job).write_text(traceback.format_exc())
+        raise SystemExit(1) from None
+
+
+def _check(process: BaseProcess, job: Job) -> None:
+    process.join()
+    if process.exitcode != 0:
+        log = _log_path(job)
+        reason = log.read_text().strip().splitlines()[-1:] if log.exists() else ["it left no message"]
+        raise ModelFailed(
+            f"{job.name} ended with exit code {process.exitcode}: {' '.join(reason)}; the whole message is "
+            f"in {log}. What was finished is kept: run the same command again with --resume"
+        )
+
+
+def _show(progress: Progress, bar: TaskID, job: Job) -> None:
+    try:
+        state = json.loads(_progress_path(job).read_text())
+    except FileNotFoundError:
+        return
+    progress.update(bar, completed=state["done"], total=state["total"], note=state["note"])
+
+
+def _progress_path(job: Job) -> Path:
+    return job.folder / f"{job.name.replace(' ', '_')}.progress.json"
+
+
+def _log_path(job: Job) -> Path:
+    return job.folder / f"{job.name.replace(' ', '_')}.log"

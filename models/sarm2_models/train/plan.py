@@ -1,0 +1,173 @@
+"""How much is recorded and trained, with two presets, and which seeds belong to whom.
+
+Seeds below 100000 are for training, 100000 and up for evaluation alone. Inside the lower range each split has
+its own block, so that no episode is ever seen by two of them.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from types import MappingProxyType
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+
+from sarm2_client.errors import NotFound
+from sarm2_rollouts.episode import EpisodeKind
+
+Split: TypeAlias = Literal["train", "calibration", "validation"]
+
+EVALUATION_SEEDS_FROM = 100_000
+"""Seeds from here on are never used by training or calibration."""
+
+SEED_BLOCKS: MappingProxyType[Split, tuple[int, int]] = MappingProxyType(
+    {"train": (0, 60_000), "calibration": (60_000, 80_000), "validation": (80_000, EVALUATION_SEEDS_FROM)}
+)
+"""First seed and end of each split's block."""
+
+KINDS: tuple[EpisodeKind, ...] = ("demo", "clean_demo", "perturbed", "random")
+
+
+@dataclass(frozen=True)
+class Episodes:
+    """How many episodes of each kind one task gets."""
+
+    demo: int
+    clean_demo: int
+    perturbed: int
+    random: int
+
+    def count(self, kind: EpisodeKind) -> int:
+        """Episodes of `kind`."""
+        counts: dict[str, int] = asdict(self)
+        return counts[kind]
+
+
+@dataclass(frozen=True)
+class TowerPlan:
+    """The image tower: a SigLIP vision Transformer of `layers` x `dim`, with a small text side.
+
+    `steps` of `batch` pictures, AdamW with warm-up and a cosine to zero. `classify`, `dense` and `text` weigh
+    the terms of `tower.TowerLoss` beside the regression.
+    """
+
+    steps: int = 1500
+    batch: int = 128
+    learning_rate: float = 1e-3
+    weight_decay: float = 0.05
+    image_size: int = 96
+    patch_size: int = 16
+    dim: int = 192
+    layers: int = 4
+    attention_heads: int = 3
+    text_layers: int = 1
+    classify: float = 0.2
+    dense: float = 0.3
+    text: float = 0.1
+
+
+@dataclass(frozen=True)
+class HeadPlan:
+    """Stage estimator and value decoder: `stage_steps` and `value_steps` of `batch` windows.
+
+    Attributes:
+        rewind: share of value windows that end in 1 to 3 frames played backwards.
+        predicted: share of value windows that are given the stage estimator's primitive, not the true one.
+        fallback: share of value windows that go through the `other` gate with the null text.
+        smooth: weight of the squared error of the *change* of progress from one frame to the next.
+        noise: standard deviation of the noise on inputs, in standard deviations of each input.
+        ema: decay of the running mean of the weights, which is what is kept.
+    """
+
+    stage_steps: int = 900
+    value_steps: int = 1300
+    batch: int = 128
+    stage_learning_rate: float = 1e-3
+    value_learning_rate: float = 1e-3
+    weight_decay: float = 0.02
+    rewind: float = 0.3
+    predicted: float = 0.5
+    fallback: float = 0.1
+    smooth: float = 1.0
+    noise: float = 0.1
+    ema: float = 0.99
+
+
+@dataclass(frozen=True)
+class TrainPlan:
+    """Everything that a training run depends on, apart from the tasks and the seed."""
+
+    name: str
+    episodes: dict[Split, Episodes]
+    model: str = "small"
+    tower: TowerPlan = field(default_factory=TowerPlan)
+    heads: HeadPlan = field(default_factory=HeadPlan)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON-able data."""
+        return asdict(self)
+
+
+PLANS: MappingProxyType[str, TrainPlan] = MappingProxyType(
+    {
+        "small": TrainPlan(
+            name="small",
+            episodes={
+                "train": Episodes(demo=70, clean_demo=10, perturbed=75, random=8),
+                "calibration": Episodes(demo=10, clean_demo=4, perturbed=14, random=2),
+                "validation": Episodes(demo=10, clean_demo=6, perturbed=14, random=2),
+            },
+        ),
+        "quick": TrainPlan(
+            name="quick",
+            episodes={
+                "train": Episodes(demo=4, clean_demo=1, perturbed=4, random=1),
+                "calibration": Episodes(demo=2, clean_demo=1, perturbed=2, random=0),
+                "validation": Episodes(demo=1, clean_demo=1, perturbed=2, random=0),
+            },
+            tower=TowerPlan(steps=20, batch=32),
+            heads=HeadPlan(stage_steps=30, value_steps=30, batch=64),
+        ),
+    }
+)
+"""`small` makes the shipped bundle; `quick` proves in a minute or two that everything works."""
+
+
+def train_plan(name: str) -> TrainPlan:
+    """A plan by name. Raises NotFound with the nearest name."""
+    if name in PLANS:
+        return PLANS[name]
+    near = difflib.get_close_matches(name, PLANS, n=1)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    raise NotFound(f"no training preset {name!r}; known: {', '.join(PLANS)}{hint}", field="preset")
+
+
+@dataclass(frozen=True)
+class PlannedEpisode:
+    """One episode to make."""
+
+    task_name: str
+    kind: EpisodeKind
+    seed: int
+
+
+def planned_episodes(plan: TrainPlan, tasks: Sequence[str], split: Split, seed: int) -> list[PlannedEpisode]:
+    """The episodes of one split, tasks and kinds interleaved; the same arguments give the same list.
+
+    Seeds are drawn without repetition from the split's block, separately for each task and kind.
+    """
+    low, high = SEED_BLOCKS[split]
+    planned: list[tuple[float, PlannedEpisode]] = []
+    for kind_index, kind in enumerate(KINDS):
+        count = plan.episodes[split].count(kind)
+        for task_index, task in enumerate(tasks):
+            rng = np.random.default_rng([seed, low, kind_index, task_index])
+            seeds = low + rng.choice(high - low, size=count, replace=False)
+            # Position in (0, 1) along the recording: any prefix of the list holds every task and kind.
+            planned += [
+                ((place + 0.5) / count, PlannedEpisode(task, kind, int(one)))
+                for place, one in enumerate(seeds)
+            ]
+    return [episode for _, episode in sorted(planned, key=lambda pair: pair[0])]

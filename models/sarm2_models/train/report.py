@@ -1,0 +1,101 @@
+"""The report's pictures: curves over the truth, and the ladder."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+import numpy as np
+
+from sarm2_models.metrics import Scored, falls
+from sarm2_models.vocabulary import Vocabulary
+
+OURS, TRUTH, WRONG = "#1f5fbf", "#333333", "#d1495b"
+COLUMNS: tuple[tuple[str, str], ...] = (
+    ("demo", "demonstration"),
+    ("drop", "dropped"),
+    ("failure", "failed"),
+    ("random", "random motion"),
+)
+
+
+def draw_curves(episodes: Sequence[Scored], vocabulary: Vocabulary, path: Path) -> None:
+    """One row a task: a demonstration, a drop, a failure, random motion; each with truth and primitives."""
+    tasks = sorted({scored.task for scored in episodes})
+    figure, axes = plt.subplots(
+        len(tasks), len(COLUMNS), figsize=(3.4 * len(COLUMNS), 2.4 * len(tasks)), squeeze=False, sharey=True
+    )
+    for row, task in enumerate(tasks):
+        mine = [scored for scored in episodes if scored.task == task]
+        for column, (what, title) in enumerate(COLUMNS):
+            chosen = _pick(mine, what)
+            axis = axes[row][column]
+            if chosen is None:
+                axis.axis("off")
+                continue
+            _draw_episode(axis, chosen, vocabulary)
+            axis.set_title(f"{task}: {title}", fontsize=9)
+    axes[0][0].legend(fontsize=7, loc="upper left", frameon=False)
+    figure.tight_layout()
+    figure.savefig(path, dpi=80)
+    plt.close(figure)
+
+
+def draw_ladder(ladder: Mapping[str, Mapping[str, Mapping[str, Any]]], path: Path) -> None:
+    """Error of progress on demonstrations and on rollouts, a bar a rung with its interval."""
+    rungs = list(ladder)
+    figure, axes = plt.subplots(1, 2, figsize=(9, 0.42 * len(rungs) + 1.2), sharey=True)
+    for axis, metric in zip(axes, ("demo_mse", "rollout_mse"), strict=True):
+        for place, rung in enumerate(rungs):
+            estimate = ladder[rung][metric]
+            if estimate["value"] is None:
+                continue
+            axis.barh(place, estimate["value"], color=OURS if rung == "full" else "#b8c4d6")
+            axis.plot([estimate["low"], estimate["high"]], [place, place], color=TRUTH, linewidth=1)
+            axis.text(estimate["value"], place - 0.3, f" {estimate['value']:.4f}", fontsize=8)
+        axis.set_title(metric, fontsize=10)
+        axis.set_xlim(left=0)
+        axis.spines[["top", "right"]].set_visible(False)
+    axes[0].set_yticks(range(len(rungs)), rungs)
+    axes[0].invert_yaxis()
+    figure.tight_layout()
+    figure.savefig(path, dpi=80)
+    plt.close(figure)
+
+
+def _pick(episodes: Sequence[Scored], what: str) -> Scored | None:
+    def is_one(scored: Scored) -> bool:
+        falling = bool(falls(scored.truth_T, scored.fps))
+        if what == "drop":
+            return scored.kind == "perturbed" and falling
+        if what == "failure":
+            return scored.kind == "perturbed" and not scored.success and not falling
+        return scored.kind == what
+
+    return next((scored for scored in episodes if is_one(scored)), None)
+
+
+def _draw_episode(axis: Any, scored: Scored, vocabulary: Vocabulary) -> None:
+    seconds_T = np.arange(len(scored.truth_T)) / scored.fps
+    axis.fill_between(seconds_T, scored.low_T, scored.high_T, color=OURS, alpha=0.15, linewidth=0)
+    axis.plot(seconds_T, scored.truth_T, color=TRUTH, linewidth=1, linestyle="--", label="true progress")
+    axis.plot(seconds_T, scored.progress_T, color=OURS, linewidth=1.5, label="scored")
+    axis.set_ylim(-0.18, 1.05)
+    axis.spines[["top", "right"]].set_visible(False)
+    palette = plt.get_cmap("tab20")
+    strips = ((-0.08, scored.true_primitive_T), (-0.16, scored.primitive_T))
+    for bottom, primitive_T in strips:
+        colours = [palette(int(primitive) % 20) for primitive in primitive_T]
+        axis.bar(
+            seconds_T, 0.06, bottom=bottom, width=1 / scored.fps, color=colours, align="edge", linewidth=0
+        )
+    starts = [0, *(np.flatnonzero(np.diff(scored.primitive_T)) + 1)]
+    for start, stop in zip(starts, [*starts[1:], len(scored.primitive_T)], strict=True):
+        if stop - start >= 0.06 * len(scored.primitive_T) + 3:
+            name = vocabulary.primitives[int(scored.primitive_T[start])]
+            axis.text(seconds_T[start], -0.155, name, fontsize=5.5)

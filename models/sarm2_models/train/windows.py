@@ -1,0 +1,128 @@
+"""Training windows: which frame, which slots, which label.
+
+Every window comes from `sarm2_models.window.window_slots`, as in scoring. Two things are added for training
+alone: windows are drawn half from demonstrations and half from rollouts, and a share of them ends in a few
+frames played backwards (rewind augmentation). A rewound window's label is that of the frame it ends on:
+progress is a property of the world's state, so going back to a state goes back to its progress.
+
+Shapes: T frames, B batch, W window slots, C cameras, D embedding, S state.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from sarm2_models.config import WindowConfig
+from sarm2_models.train.corpus import Corpus
+from sarm2_models.train.plan import KINDS
+from sarm2_models.window import BoolArray, Float16Array, Float32Array, IntArray, window_slots
+
+MAX_REWIND = 3
+"""Frames of a window that are played backwards, at most."""
+
+
+@dataclass(frozen=True)
+class Frames:
+    """What heads are trained on: all frames of a corpus with their embeddings and labels.
+
+    Attributes:
+        embeddings_TCD: float16. state_TS: float32, standardised. progress_T, primitive_T: labels.
+        task_T: task index. first_T, last_T: first and last frame of each frame's episode.
+        weight_T: chance of each frame to be drawn; sums to 1.
+        gap: frames between neighbouring slots. length: slots besides the anchor.
+    """
+
+    embeddings_TCD: Float16Array
+    state_TS: Float32Array
+    progress_T: Float32Array
+    primitive_T: IntArray
+    task_T: IntArray
+    first_T: IntArray
+    last_T: IntArray
+    weight_T: npt.NDArray[np.float64]
+    gap: int
+    length: int
+
+    def __len__(self) -> int:
+        return len(self.progress_T)
+
+    @classmethod
+    def of(
+        cls, corpus: Corpus, embeddings_TCD: Float16Array, state_TS: Float32Array, window: WindowConfig
+    ) -> Frames:
+        """The frames of a corpus. `embeddings_TCD` may be mapped from disk; it is read once."""
+        return cls(
+            embeddings_TCD=np.array(embeddings_TCD),
+            state_TS=state_TS,
+            progress_T=corpus.progress_T,
+            primitive_T=corpus.primitive_T,
+            task_T=np.repeat(corpus.task_N, corpus.length_N),
+            first_T=np.repeat(corpus.first_N, corpus.length_N),
+            last_T=np.repeat(corpus.first_N + corpus.length_N - 1, corpus.length_N),
+            weight_T=balanced_weights(corpus),
+            gap=window.gap_frames(corpus.fps),
+            length=window.length,
+        )
+
+    def deviation_CD(self) -> torch.Tensor:
+        """Standard deviation of each embedding dimension, float32 (C, D)."""
+        return torch.from_numpy(self.embeddings_TCD.std(axis=0, dtype=np.float32))
+
+    def draw(self, rng: np.random.Generator, count: int) -> IntArray:
+        """`count` frames, with repetition."""
+        cumulative = np.cumsum(self.weight_T)
+        drawn_B: IntArray = np.searchsorted(cumulative, rng.random(count) * cumulative[-1], side="right")
+        return drawn_B.clip(max=len(self) - 1)
+
+    def slots(self, frames_B: IntArray, rewind_B: IntArray | None = None) -> tuple[IntArray, BoolArray]:
+        """Indices (B, W) and mask (B, W) of the windows that end on `frames_B`.
+
+        Args:
+            rewind_B: how many of the newest slots are played backwards, 0 to `MAX_REWIND`.
+        """
+        first_B = self.first_T[frames_B]
+        if rewind_B is None:
+            return window_slots(frames_B, first_B, self.gap, self.length)
+        return rewound_slots(frames_B, first_B, rewind_B, self.gap, self.length)
+
+    def draw_rewinds(self, rng: np.random.Generator, frames_B: IntArray, share: float) -> IntArray:
+        """For each window how many slots are rewound: 0, or 1 to `MAX_REWIND` where the episode allows it."""
+        rewind_B = rng.integers(1, MAX_REWIND + 1, len(frames_B)) * (rng.random(len(frames_B)) < share)
+        room_B = (self.last_T[frames_B] - frames_B) // self.gap
+        capped_B: IntArray = np.minimum(rewind_B, room_B)
+        return capped_B
+
+
+def rewound_slots(
+    frames_B: IntArray, first_B: IntArray, rewind_B: IntArray, gap: int, length: int
+) -> tuple[IntArray, BoolArray]:
+    """Windows that ran past their last frame and came back to it.
+
+    With k rewound slots the window goes up to frame t + k gap and then back, slot by slot, to t. For k = 0
+    this is `window_slots`.
+    """
+    peak_B = frames_B + rewind_B * gap
+    # Slot j of the last `length` lies |length - 1 - k - j| gaps before the peak.
+    back_Bl = np.abs((length - 1 - rewind_B)[:, None] - np.arange(length)[None, :])
+    recent = peak_B[:, None] - back_Bl * gap
+    first = first_B[:, None]
+    indices = np.concatenate([first, np.maximum(recent, first)], axis=1)
+    mask = np.concatenate([np.ones_like(first, dtype=bool), recent >= first], axis=1)
+    return indices, mask
+
+
+def balanced_weights(corpus: Corpus) -> npt.NDArray[np.float64]:
+    """Half the weight on demonstrations and half on rollouts, within each task; tasks weigh the same."""
+    task_T = np.repeat(corpus.task_N, corpus.length_N)
+    kind_T = np.repeat(corpus.kind_N, corpus.length_N)
+    demos_T = np.isin(kind_T, [KINDS.index("demo"), KINDS.index("clean_demo")])
+    weight_T = np.zeros(len(corpus))
+    for task in range(len(corpus.task_names)):
+        for demos in (True, False):
+            chosen_T = (task_T == task) & (demos_T == demos)
+            weight_T[chosen_T] = 1.0 / max(1, int(chosen_T.sum()))
+    return np.asarray(weight_T / weight_T.sum())
