@@ -10,10 +10,11 @@ from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, TypeAlias, TypeVar
 
-import fakes
 import httpx2 as httpx
+from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import ClientConnection, connect
 
+import fakes
 from sarm2_client import wire
 from sarm2_client.codec import decode_server_message, encode
 from sarm2_models.reward_model import RewardModel
@@ -131,13 +132,16 @@ class Robot:
         self.send(wire.End(seq=seq))
         return self.expect(wire.Summary)
 
+    def collect(self, messages: list[wire.ServerMessage]) -> None:
+        """Receive into `messages` until the server closes."""
+        try:
+            while True:
+                messages.append(self.receive())
+        except ConnectionClosed:
+            return
+
     def closed(self) -> int:
         """Wait for the server to close; returns the close code."""
-        while self.connection.close_code is None:
-            try:
-                self.connection.recv(timeout=WAIT_S)
-            except TimeoutError:
-                raise AssertionError("the server did not close") from None
-            except Exception:  # noqa: BLE001, S112
-                continue
-        return int(self.connection.close_code)
+        self.collect([])
+        assert self.connection.close_code is not None
+        return self.connection.close_code

@@ -17,6 +17,7 @@ from starlette.responses import Response
 from sarm2_client import wire
 from sarm2_client.codec import decode_embed_request, decode_episode_request, encode
 from sarm2_client.errors import BY_CODE, InvalidInput, InvalidMessage, ModelFailed, Sarm2Error, TooLarge
+from sarm2_service.scorer import Step
 from sarm2_service.session import Session
 from sarm2_service.state import Service
 
@@ -108,13 +109,21 @@ def _frames(request: wire.EpisodeRequest) -> list[wire.Frame]:
 
 async def _feed(service: Service, session: Session, frames: Sequence[wire.Frame]) -> None:
     """Check a chunk of frames, ask Redis for all of it at once, and wait for its scores."""
-    steps = [(session.prepare(frame, time.monotonic()), frame) for frame in frames]
+    steps = [(_prepare(session, frame), frame) for frame in frames]
     await service.scorer.prefetch(step for step, _ in steps if step is not None)
     for step, frame in steps:
         if step is not None:
             session.submit(step, frame)
     await session.settled()
     await asyncio.sleep(0)  # long episodes of cached frames must not hold the loop
+
+
+def _prepare(session: Session, frame: wire.Frame) -> Step | None:
+    try:
+        return session.prepare(frame, time.monotonic())
+    except Sarm2Error as error:
+        error.message = f"frame {frame.seq}: {error.message}"
+        raise
 
 
 class _Answers:

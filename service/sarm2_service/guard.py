@@ -25,6 +25,8 @@ from sarm2_service.logs import log, log_failure, new_error_id
 from sarm2_service.state import Service
 
 LOOPBACK_NAMES = ("localhost", "127.0.0.1", "::1", "testserver")
+MAX_HEADERS = 128
+MAX_HEADER_BYTES = 32 * 1024
 ALWAYS_OPEN = ("/livez", "/readyz", "/metrics")
 _SECURITY_HEADERS = (
     (b"x-content-type-options", b"nosniff"),
@@ -87,6 +89,17 @@ def _is_host(host: str) -> bool:
     return True
 
 
+def _check_size(scope: Scope) -> None:
+    headers: list[tuple[bytes, bytes]] = scope["headers"]
+    if (
+        len(headers) > MAX_HEADERS
+        or sum(len(name) + len(value) for name, value in headers) > MAX_HEADER_BYTES
+    ):
+        raise TooLarge(
+            f"expected at most {MAX_HEADERS} headers of {MAX_HEADER_BYTES} bytes together", field="headers"
+        )
+
+
 class Guard:
     """ASGI middleware for HTTP; websockets are checked by their own endpoint."""
 
@@ -112,6 +125,7 @@ class Guard:
     async def _serve(self, scope: Scope, receive: Receive, answer: _Answer) -> None:
         headers = Headers(scope=scope)
         path = scope["path"]
+        _check_size(scope)
         answer.origin = check_origin(headers, self._service)
         if self._service.draining and path not in ALWAYS_OPEN:
             raise Draining("the server is going away; ask another replica")

@@ -18,12 +18,11 @@ from sarm2_models.reward_model import RewardModel
 from sarm2_service import logs
 from sarm2_service.app import create_app
 from sarm2_service.cache import EmbeddingCache
+from sarm2_service.guard import MAX_HEADER_BYTES
 from sarm2_service.metrics import Metrics
 from sarm2_service.protocols import HttpProtocol, StreamProtocol
 from sarm2_service.scorer import Scorer
 from sarm2_service.settings import Settings
-
-MAX_HEADER_BYTES = 32 * 1024
 
 
 class DrainingServer(uvicorn.Server):

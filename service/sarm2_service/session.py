@@ -252,7 +252,7 @@ class Session:
             )
 
     def attach(self, sink: Callable[[bytes], None], displaced: Callable[[], None]) -> None:
-        """Answers go to `sink` from now on; the one that had them is told by its `displaced`."""
+        """Answers go to `sink` from now on; who had them is told by its `displaced`."""
         if self._displaced is not None:
             self._displaced()
         self.sink, self._displaced = sink, displaced

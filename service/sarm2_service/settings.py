@@ -25,91 +25,123 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix=ENV_PREFIX, frozen=True, extra="forbid")
 
     # Where to listen
-    host: str = Field("127.0.0.1", min_length=1, max_length=253, description="address to listen on")
-    port: int = Field(8765, ge=0, le=65535, description="TCP port; 0 takes a free one and logs it")
+    host: str = Field(default="127.0.0.1", min_length=1, max_length=253, description="address to listen on")
+    port: int = Field(default=8765, ge=0, le=65535, description="TCP port; 0 takes a free one and logs it")
     allowed_origins: Annotated[tuple[str, ...], NoDecode] = Field(
-        (), description="origins of other web pages that may talk to the service, comma-separated"
+        default=(), description="origins of other web pages that may talk to the service, comma-separated"
     )
     allowed_hosts: Annotated[tuple[str, ...], NoDecode] = Field(
-        (), description="Host headers to answer; empty: loopback names on loopback, else any"
+        default=(), description="Host headers to answer; empty: loopback names on loopback, else any"
     )
-    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least level logged")
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        default="info", description="least level logged"
+    )
 
     # The model and its device
-    bundle: Path | None = Field(None, description="model bundle folder; empty: the one that ships with sarm2")
-    device: Literal["cpu", "cuda"] = Field("cpu", description="where the model runs")
+    bundle: Path | None = Field(
+        default=None, description="model bundle folder; empty: the one that ships with sarm2"
+    )
+    device: Literal["cpu", "cuda"] = Field(default="cpu", description="where the model runs")
     torch_threads: int | None = Field(
-        None, ge=1, le=256, description="CPU threads of the model; empty: all cores"
+        default=None, ge=1, le=256, description="CPU threads of the model; empty: all cores"
     )
     decode_threads: int = Field(
-        0,
+        default=0,
         ge=0,
         le=64,
         description="threads that decode pictures while the device is busy; 0: the device's own",
     )
-    max_batch_images: int = Field(48, ge=4, le=4096, description="pictures in one encoder batch")
+    max_batch_images: int = Field(default=48, ge=4, le=4096, description="pictures in one encoder batch")
     max_background_images: int = Field(
-        12, ge=3, le=4096, description="pictures in one encoder batch without realtime work: bounds its wait"
+        default=12,
+        ge=3,
+        le=4096,
+        description="pictures in one encoder batch without realtime work: bounds its wait",
     )
-    max_batch_windows: int = Field(64, ge=4, le=4096, description="windows in one batch of the heads")
+    max_batch_windows: int = Field(default=64, ge=4, le=4096, description="windows in one batch of the heads")
     background_share: float = Field(
-        0.125, gt=0, le=0.5, description="share of a full batch kept for `batch` work while robots stream"
+        default=0.125,
+        gt=0,
+        le=0.5,
+        description="share of a full batch kept for `batch` work while robots stream",
     )
     device_timeout_s: float = Field(
-        30, ge=0.1, le=3600, description="one batch longer than this ends the process"
+        default=30, ge=0.1, le=3600, description="one batch longer than this ends the process"
     )
 
     # The cache of embeddings
-    cache_bytes: int = Field(256 * MEBIBYTE, ge=0, le=2**40, description="memory cache of embeddings; 0: off")
-    redis_url: str | None = Field(
-        None, max_length=1024, description="redis://, rediss:// or unix://; empty: off"
+    cache_bytes: int = Field(
+        default=256 * MEBIBYTE, ge=0, le=2**40, description="memory cache of embeddings; 0: off"
     )
-    redis_budget_ms: float = Field(50, ge=1, le=1000, description="longest that one answer waits for Redis")
-    redis_breaker_s: float = Field(5, ge=0.05, le=600, description="pause after Redis failed")
-    redis_ttl_s: int = Field(7 * 86400, ge=1, le=365 * 86400, description="how long Redis keeps an embedding")
-    redis_queue: int = Field(8192, ge=1, le=2**20, description="embeddings waiting to be written to Redis")
+    redis_url: str | None = Field(
+        default=None, max_length=1024, description="redis://, rediss:// or unix://; empty: off"
+    )
+    redis_budget_ms: float = Field(
+        default=50, ge=1, le=1000, description="longest that one answer waits for Redis"
+    )
+    redis_breaker_s: float = Field(default=5, ge=0.05, le=600, description="pause after Redis failed")
+    redis_ttl_s: int = Field(
+        default=7 * 86400, ge=1, le=365 * 86400, description="how long Redis keeps an embedding"
+    )
+    redis_queue: int = Field(
+        default=8192, ge=1, le=2**20, description="embeddings waiting to be written to Redis"
+    )
 
     # What a caller may send
-    max_message_bytes: int = Field(16 * MEBIBYTE, ge=1024, le=2**30, description="one websocket message")
-    max_body_bytes: int = Field(256 * MEBIBYTE, ge=1024, le=2**32, description="one HTTP body")
-    max_image_pixels: int = Field(4_194_304, ge=64, le=2**26, description="pixels of one picture")
-    max_embed_images: int = Field(1024, ge=1, le=65536, description="pictures in one call of /v1/embed")
-    max_episode_frames: int = Field(36_000, ge=1, le=2**22, description="frames of one episode")
-    max_task_chars: int = Field(512, ge=1, le=65536, description="characters of an instruction")
-    max_fps: float = Field(240, gt=0, le=10_000, description="frames a second of an episode")
-    max_in_flight: int = Field(16, ge=1, le=4096, description="unanswered frames of one connection")
+    max_message_bytes: int = Field(
+        default=16 * MEBIBYTE, ge=1024, le=2**30, description="one websocket message"
+    )
+    max_body_bytes: int = Field(default=256 * MEBIBYTE, ge=1024, le=2**32, description="one HTTP body")
+    max_image_pixels: int = Field(default=4_194_304, ge=64, le=2**26, description="pixels of one picture")
+    max_embed_images: int = Field(
+        default=1024, ge=1, le=65536, description="pictures in one call of /v1/embed"
+    )
+    max_episode_frames: int = Field(default=36_000, ge=1, le=2**22, description="frames of one episode")
+    max_task_chars: int = Field(default=512, ge=1, le=65536, description="characters of an instruction")
+    max_fps: float = Field(default=240, gt=0, le=10_000, description="frames a second of an episode")
+    max_in_flight: int = Field(default=16, ge=1, le=4096, description="unanswered frames of one connection")
 
     # How many
-    max_sessions: int = Field(64, ge=1, le=65536, description="episodes open at once")
-    max_connections: int = Field(256, ge=1, le=65536, description="websocket connections at once")
-    accepts_per_s: float = Field(200, gt=0, le=1e6, description="new websocket connections a second")
-    max_uploads: int = Field(4, ge=1, le=1024, description="whole episodes being scored at once")
-    max_subscribers: int = Field(64, ge=1, le=65536, description="pages watching episodes at once")
-    max_queue_frames: int = Field(2048, ge=1, le=2**20, description="frames waiting for the encoder")
-    max_queue_bytes: int = Field(512 * MEBIBYTE, ge=1024, le=2**40, description="their pictures, together")
-    history_frames: int = Field(
-        4096, ge=16, le=2**20, description="answers kept an episode, to resend and replay"
+    max_sessions: int = Field(default=64, ge=1, le=65536, description="episodes open at once")
+    max_connections: int = Field(default=256, ge=1, le=65536, description="websocket connections at once")
+    accepts_per_s: float = Field(default=200, gt=0, le=1e6, description="new websocket connections a second")
+    max_uploads: int = Field(default=4, ge=1, le=1024, description="whole episodes being scored at once")
+    max_subscribers: int = Field(default=64, ge=1, le=65536, description="pages watching episodes at once")
+    max_queue_frames: int = Field(default=2048, ge=1, le=2**20, description="frames waiting for the encoder")
+    max_queue_bytes: int = Field(
+        default=512 * MEBIBYTE, ge=1024, le=2**40, description="their pictures, together"
     )
-    ended_episodes: int = Field(32, ge=0, le=4096, description="ended episodes kept for the page")
+    history_frames: int = Field(
+        default=4096, ge=16, le=2**20, description="answers kept an episode, to resend and replay"
+    )
+    ended_episodes: int = Field(default=32, ge=0, le=4096, description="ended episodes kept for the page")
 
     # How long
     idle_timeout_s: float = Field(
-        60, ge=0.05, le=86400, description="silence after which a connection is closed"
+        default=60, ge=0.05, le=86400, description="silence after which a connection is closed"
     )
     send_timeout_s: float = Field(
-        10, ge=0.05, le=600, description="how long a reader may leave an answer unread"
+        default=10, ge=0.05, le=600, description="how long a reader may leave an answer unread"
     )
-    resume_window_s: float = Field(120, ge=0, le=86400, description="how long a lost episode can be resumed")
+    resume_window_s: float = Field(
+        default=120, ge=0, le=86400, description="how long a lost episode can be resumed"
+    )
     takeover_after_s: float = Field(
-        2,
+        default=2,
         ge=0,
         le=600,
         description="silence after which a resume may take over a half-open connection's episode",
     )
-    ping_interval_s: float = Field(10, ge=0.1, le=600, description="websocket keep-alive, and its timeout")
-    body_timeout_s: float = Field(60, ge=0.05, le=3600, description="time to send one HTTP body")
-    request_timeout_s: float = Field(600, ge=0.05, le=86400, description="time to answer one HTTP request")
-    drain_timeout_s: float = Field(10, ge=0, le=600, description="time to finish accepted frames on SIGTERM")
+    ping_interval_s: float = Field(
+        default=10, ge=0.1, le=600, description="websocket keep-alive, and its timeout"
+    )
+    body_timeout_s: float = Field(default=60, ge=0.05, le=3600, description="time to send one HTTP body")
+    request_timeout_s: float = Field(
+        default=600, ge=0.05, le=86400, description="time to answer one HTTP request"
+    )
+    drain_timeout_s: float = Field(
+        default=10, ge=0, le=600, description="time to finish accepted frames on SIGTERM"
+    )
 
     @field_validator("allowed_origins", "allowed_hosts", mode="before")
     @classmethod

@@ -6,11 +6,12 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from typing import Any
 
-import fakes
 import pytest
-from running_server import RunningServer, Serve
 
+import fakes
+from running_server import RunningServer, Serve
 from sarm2_models.reward_model import RewardModel
+
 
 @pytest.fixture(scope="session")
 def model(tmp_path_factory: pytest.TempPathFactory) -> RewardModel:

@@ -22,7 +22,9 @@ def queue(**limits: float) -> BoundedQueue[str]:
     return BoundedQueue("frames", **{**settings, **limits})  # type: ignore[arg-type]
 
 
-def put(waiting: BoundedQueue[str], item: str, qos: wire.Qos = "realtime", deadline: float = 0, size: int = 1) -> None:
+def put(
+    waiting: BoundedQueue[str], item: str, qos: wire.Qos = "realtime", deadline: float = 0, size: int = 1
+) -> None:
     waiting.put(Entry(item, qos, deadline, 3, size, 0))
 
 

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
-import fakes
 import numpy as np
 import numpy.typing as npt
 import pytest
-from running_server import Serve
 
+import fakes
+from running_server import Serve
 from sarm2_client import wire
 from sarm2_models.encoder import ImageTextEncoder
 from sarm2_models.reward_model import RewardModel, ScoreBatch
@@ -20,9 +19,9 @@ POISON = np.full((32, 32, 3), 7, np.uint8)
 
 
 @pytest.fixture
-def fragile(tmp_path: Path) -> Iterator[RewardModel]:
+def fragile(tmp_path: Path) -> RewardModel:
     """A model of its own, for tests that break it."""
-    yield fakes.make_model(tmp_path)
+    return fakes.make_model(tmp_path)
 
 
 def poisoned(seq: int) -> wire.Frame:

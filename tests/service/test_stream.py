@@ -5,13 +5,13 @@ from __future__ import annotations
 import threading
 import time
 
-import fakes
 import numpy as np
 import pytest
-from running_server import RunningServer, Serve
 from websockets.exceptions import InvalidStatus
 from websockets.sync.client import connect
 
+import fakes
+from running_server import RunningServer, Serve
 from sarm2_client import wire
 from sarm2_client.images import decode_image
 from sarm2_models.predictor import Predictor
