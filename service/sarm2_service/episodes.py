@@ -17,9 +17,9 @@ from starlette.responses import Response
 from sarm2_client import wire
 from sarm2_client.codec import decode_embed_request, decode_episode_request, encode
 from sarm2_client.errors import BY_CODE, InvalidInput, InvalidMessage, ModelFailed, Sarm2Error, TooLarge
-from sarm2_service.scorer import Step
 from sarm2_service.session import Session
 from sarm2_service.state import Service
+from sarm2_service.steps import Step
 
 MSGPACK = "application/msgpack"
 _FORM_FIELDS = ("task", "fps", "state", "session_id", "reward", "gamma")

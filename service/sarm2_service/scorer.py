@@ -14,9 +14,7 @@ import contextlib
 import logging
 import time
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
-from typing import TypeAlias
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import numpy.typing as npt
@@ -24,97 +22,15 @@ import numpy.typing as npt
 from sarm2_client import wire
 from sarm2_client.errors import InvalidState, ModelFailed, Overloaded, Sarm2Error
 from sarm2_client.images import decode_image, resize_with_pad
-from sarm2_models.reward_model import RewardModel, ScoreBatch
-from sarm2_models.window import EpisodeMemory, Window, WindowBatch
+from sarm2_models.reward_model import RewardModel
+from sarm2_models.window import Window, WindowBatch
 from sarm2_service.batcher import BoundedQueue, Entry, run_isolated
 from sarm2_service.cache import CacheKeys, Embedding, EmbeddingCache
 from sarm2_service.device import DeviceThread, end_process, is_device_lost
 from sarm2_service.logs import log, log_failure
 from sarm2_service.metrics import Metrics
 from sarm2_service.settings import Settings
-
-Pixels: TypeAlias = npt.NDArray[np.uint8]
-
-
-@dataclass(eq=False)
-class Lane:
-    """What the device keeps of one episode. Touched by the device thread, except for `closed`.
-
-    `order` is the queue position of its latest step: a later frame never overtakes an earlier one.
-    """
-
-    memory: EpisodeMemory
-    instruction_D: npt.NDArray[np.float16]
-    task_known: bool
-    qos: wire.Qos
-    fps: float
-    order: float = 0.0
-    closed: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Scored:
-    """A step's numbers. `probs_P` and `weights_E` are plain lists, ready for the wire."""
-
-    progress: float
-    primitive: int
-    group: int
-    probs_P: list[float]
-    weights_E: list[float]
-    confidence: float
-    uncertain: bool
-    low: float
-    high: float
-    filled: int
-
-
-@dataclass(frozen=True, slots=True)
-class Late:
-    """A realtime step whose deadline had passed before the device was free."""
-
-
-@dataclass(frozen=True, slots=True)
-class Embedded:
-    """The pictures of a step without an episode are all embedded."""
-
-
-Outcome: TypeAlias = Scored | Late | Embedded | Sarm2Error
-
-
-@dataclass(eq=False, slots=True)
-class Step:
-    """One frame on its way. Times are seconds on the monotonic clock.
-
-    Attributes:
-        images: in the model's camera order.
-        state_S: float32, the robot's units.
-        deliver: called once, on the event loop, with the step and its outcome.
-        lane: the episode; None for pictures that are only embedded.
-        embeddings: one (D,) float16 a picture, None until known.
-        expires: None, or when the answer stops being of use.
-    """
-
-    seq: int
-    images: Sequence[wire.Image]
-    state_S: npt.NDArray[np.float32]
-    deliver: Callable[[Step, Outcome], None]
-    lane: Lane | None
-    received: float
-    expires: float | None = None
-    keys: list[bytes] = field(default_factory=list)
-    embeddings: list[Embedding | None] = field(default_factory=list)
-    pixels: list[Pixels] = field(default_factory=list)
-    decoding: Future[None] | None = None
-    order: float = 0.0
-    filled: int = 0
-    queue_s: float = 0.0
-    encode_s: float = 0.0
-    heads_s: float = 0.0
-
-    @property
-    def missing(self) -> list[int]:
-        """Indices of the pictures that still need the encoder."""
-        return [i for i, embedding in enumerate(self.embeddings) if embedding is None]
+from sarm2_service.steps import Embedded, Lane, Late, Outcome, Scored, Step, rows_of
 
 
 class Scorer:
@@ -397,7 +313,7 @@ class Scorer:
         self.metrics.model_seconds.labels("heads").observe(elapsed)
         for step, _ in items:
             step.heads_s = elapsed
-        return _rows(scores, [step.filled for step, _ in items])
+        return rows_of(scores, [step.filled for step, _ in items])
 
     def _failure(self, error: Exception, step: Step, part: str) -> Sarm2Error:
         """What the caller is told; everything else goes to the log."""
@@ -413,22 +329,6 @@ class Scorer:
         if outcomes and self._loop is not None:
             with contextlib.suppress(RuntimeError):  # the loop has closed: nobody waits any more
                 self._loop.call_soon_threadsafe(_deliver, outcomes)
-
-
-def _rows(scores: ScoreBatch, filled: Sequence[int]) -> list[Scored]:
-    columns = (
-        scores.progress_B.tolist(),
-        scores.primitive_index_B.tolist(),
-        scores.group_index_B.tolist(),
-        scores.probs_BP.tolist(),
-        scores.weights_BE.tolist(),
-        scores.confidence_B.tolist(),
-        scores.uncertain_B.tolist(),
-        scores.low_B.tolist(),
-        scores.high_B.tolist(),
-        filled,
-    )
-    return [Scored(*row) for row in zip(*columns, strict=True)]
 
 
 def _deliver(outcomes: list[tuple[Step, Outcome]]) -> None:

@@ -15,8 +15,9 @@ from sarm2_client.errors import Conflict, InvalidInput, InvalidSequence, Overloa
 from sarm2_service.events import EpisodeView
 from sarm2_service.logs import new_error_id
 from sarm2_service.metrics import Metrics
-from sarm2_service.scorer import Embedded, Lane, Late, Outcome, Scored, Scorer, Step
+from sarm2_service.scorer import Scorer
 from sarm2_service.settings import Settings
+from sarm2_service.steps import Embedded, Lane, Late, Outcome, Scored, Step
 from sarm2_service.summary import SummaryBuilder
 
 
@@ -73,6 +74,10 @@ class Session:
         """The first `seq` that was not accepted yet."""
         return self._last_seq + 1
 
+    def replays(self, seq: int) -> bool:
+        """Whether a frame was sent to another replica before: its embeddings may be in Redis."""
+        return self.start.resume_from is not None and seq < self.start.resume_from
+
     @property
     def in_flight(self) -> int:
         """Frames accepted and not answered."""
@@ -80,14 +85,17 @@ class Session:
 
     # --- frames in -------------------------------------------------------------------------------
 
-    def accept(self, frame: wire.Frame, received: float) -> None:
+    async def accept(self, frame: wire.Frame, received: float) -> None:
         """Take a frame for scoring, or answer again what was answered before.
 
         Raises a Sarm2Error about this frame only; the episode goes on.
         """
         step = self.prepare(frame, received)
-        if step is not None:
-            self.submit(step, frame)
+        if step is None:
+            return
+        if self.replays(frame.seq):
+            await self._scorer.prefetch([step])
+        self.submit(step, frame)
 
     def prepare(self, frame: wire.Frame, received: float) -> Step | None:
         """Check a frame and make its step; None if it repeats an earlier one, whose answer is sent again."""
@@ -247,7 +255,7 @@ class Session:
         )
         if not same or not math.isclose(mine.fps, theirs.fps):
             raise Conflict(
-                "this session was started with another task, fps, cameras, qos or reward; resume it as it was",
+                "this session began with another task, fps, cameras, qos or reward; resume it unchanged",
                 field="session_id",
             )
 

@@ -235,7 +235,7 @@ class Connection:
         if session.start.qos == "batch":
             await session.room()
         try:
-            session.accept(frame, received)
+            await session.accept(frame, received)
         except Sarm2Error as error:
             error.seq = frame.seq
             raise

@@ -317,6 +317,29 @@ def test_a_second_replica_relabels_from_redis_without_encoding_and_gives_the_sam
 
 
 @pytest.mark.redis
+def test_an_episode_resumes_on_another_replica_from_redis_with_the_same_curve(
+    serve: Serve, redis_server: RedisServer
+) -> None:
+    first = serve(redis_url=redis_server.url, redis_budget_ms=1000)
+    with first.robot() as robot:
+        robot.start("moves")
+        curve = [robot.score(fakes.frame(seq)).progress for seq in range(30)]
+    with redis_server.client() as client:
+        deadline = time.monotonic() + WAIT_S
+        while client.dbsize() != 90 and time.monotonic() < deadline:
+            time.sleep(0.01)
+    second = serve(redis_url=redis_server.url, redis_budget_ms=1000)
+    with second.robot() as robot:
+        started = robot.start("moves", resume_from=30)
+        assert (started.next_seq, started.resumed) == (0, False)
+        again = [robot.score(fakes.frame(seq)).progress for seq in range(30)]
+        assert second.metric("sarm2_encoder_images_total") == 0
+        robot.score(fakes.frame(30))
+        assert second.metric("sarm2_encoder_images_total") == 3
+    assert again == curve
+
+
+@pytest.mark.redis
 def test_redis_down_at_the_start_and_dying_under_load_is_never_seen_by_a_robot(
     serve: Serve, redis_server: RedisServer
 ) -> None:
