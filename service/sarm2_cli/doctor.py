@@ -19,7 +19,7 @@ from rich.table import Table
 
 Verdict = Literal["ok", "warn", "fail"]
 MARKS = {"ok": "[green]ok[/green]", "warn": "[yellow]note[/yellow]", "fail": "[red]fail[/red]"}
-REDIS_CONNECT_TIMEOUT_S = 1.0
+REDIS_TIMEOUT_S = 1.0
 
 
 @dataclass(frozen=True)
@@ -126,7 +126,7 @@ def model(bundle: Path | None) -> Finding:
     return Finding(
         "bundle",
         "ok",
-        f"{loaded.info.id} {loaded.info.version}: {each_ms:.1f} ms a step, about {1000 / each_ms:.0f} steps/s",
+        f"{loaded.info.id} {loaded.info.version}: {each_ms:.1f} ms a step, {1000 / each_ms:.0f} steps/s",
     )
 
 
@@ -149,7 +149,9 @@ def redis(url: str | None) -> Finding:
     from redis.exceptions import RedisError
 
     try:
-        with Redis.from_url(url, socket_connect_timeout=REDIS_CONNECT_TIMEOUT_S, socket_timeout=REDIS_CONNECT_TIMEOUT_S) as client:
+        with Redis.from_url(
+            url, socket_connect_timeout=REDIS_TIMEOUT_S, socket_timeout=REDIS_TIMEOUT_S
+        ) as client:
             version = client.info("server")["redis_version"]
     except (RedisError, ValueError) as error:
         return Finding("redis", "warn", f"{error}; the service would run on its memory cache")
@@ -168,5 +170,7 @@ def simulator() -> Finding:
             robot.observe()
             first_ms = 1000 * (time.perf_counter() - started)
     except Exception as error:  # the renderer fails in many ways, and each is only a finding here
-        return Finding("simulator", "warn", f"{type(error).__name__}: {error}; Debian: apt-get install libosmesa6")
+        return Finding(
+            "simulator", "warn", f"{type(error).__name__}: {error}; Debian: apt-get install libosmesa6"
+        )
     return Finding("simulator", "ok", f"renders three views in {first_ms:.0f} ms")

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal, get_args
+from typing import Annotated, cast, get_args
 
 import typer
 
 from sarm2_client.errors import InvalidInput
 from sarm2_rollouts.episode import EpisodeKind
-
-Storage = Literal["video", "image"]
+from sarm2_rollouts.lerobot_writer import Storage
 
 
 def record(
@@ -45,9 +44,9 @@ def record(
 
     names = one_of("tasks", tasks, sorted(TASKS))
     chosen = one_of("kinds", kinds, [k for k in get_args(EpisodeKind) if k != "unknown"])
-    layout = one_of("storage", storage, get_args(Storage))[0]
+    layout = cast(Storage, one_of("storage", storage, get_args(Storage))[0])
     plan = [
-        EpisodePlan(name, kind, seed + index)
+        EpisodePlan(name, cast(EpisodeKind, kind), seed + index)
         for index in range(episodes)
         for name in names
         for kind in chosen
@@ -65,9 +64,7 @@ def one_of(option: str, value: str, allowed: list[str] | tuple[str, ...]) -> lis
         if part not in allowed:
             near = difflib.get_close_matches(part, allowed, n=1)
             hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise InvalidInput(
-                f"--{option}: {part!r} is not one of {', '.join(allowed)}{hint}", field=option
-            )
+            raise InvalidInput(f"--{option}: {part!r} is not one of {', '.join(allowed)}{hint}", field=option)
     if not parts:
         raise InvalidInput(f"--{option} is empty; choose from {', '.join(allowed)}", field=option)
     return parts

@@ -3,33 +3,36 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import msgspec
 import typer
 from rich.console import Console
 from rich.progress import Progress
 
+from sarm2_cli.server_process import ServerProcess
+from sarm2_client.client import RewardClient
 from sarm2_client.errors import InvalidInput
 from sarm2_client.wire import Score
-
-if TYPE_CHECKING:
-    from sarm2_rollouts.episode import Episode
-
-EpisodeScorer = Callable[["Episode"], list[Score]]
+from sarm2_rollouts.episode import Episode
+from sarm2_rollouts.lerobot_reader import open_dataset
 
 
 def score(
     dataset: Annotated[Path, typer.Argument(help="Root folder of a LeRobotDataset v3.0.")],
     episode: Annotated[
-        list[int] | None, typer.Option("--episode", "-e", help="Episode index; give it again for more. All by default.")
+        list[int] | None,
+        typer.Option("--episode", "-e", help="Episode index; give it again for more. All by default."),
     ] = None,
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for pictures and numbers.")] = Path("scores"),
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for pictures and numbers.")] = Path(
+        "scores"
+    ),
     bundle: Annotated[
-        Path | None, typer.Option(help="Score in this process with this bundle; the shipped one by default.")
+        Path | None, typer.Option(help="Score with this bundle; the shipped one by default.")
     ] = None,
     server: Annotated[
         str | None, typer.Option(help="Score through a running service instead: HOST:PORT.")
@@ -48,7 +51,6 @@ def score(
 
     Example: `sarm2 score ./my_dataset -e 0 -e 7 --camera wrist=observation.images.wrist`
     """
-    from sarm2_rollouts.lerobot_reader import open_dataset
     from sarm2_rollouts.plots import draw_episode
 
     if bundle is not None and server is not None:
@@ -61,12 +63,11 @@ def score(
                 f"--episode {index}: the dataset has episodes 0 to {len(episodes) - 1}", field="episode"
             )
     names = camera_names(camera or [])
-    scorer = through_service(server) if server is not None else in_process(bundle)
     out.mkdir(parents=True, exist_ok=True)
-    with Progress(console=Console(stderr=True)) as bar:
-        for index in bar.track(chosen, description="scoring"):
+    with reached(server, bundle) as client, Progress(console=Console(stderr=True)) as bar:
+        for index in bar.track(chosen, description="episodes"):
             loaded = with_names(episodes.episode(index), names, task)
-            scores = scorer(loaded)
+            scores = stream_through(client, loaded, bar)
             stem = out / f"episode_{index:06d}"
             stem.with_suffix(".json").write_bytes(msgspec.json.encode(scores))
             draw_episode(stem.with_suffix(".png"), loaded, scores=scores, title=loaded.task)
@@ -102,29 +103,28 @@ def with_names(episode: Episode, names: dict[str, str], task: str | None) -> Epi
     return replace(episode, images=images, task=task or episode.task)
 
 
-def in_process(bundle: Path | None) -> EpisodeScorer:
-    """Score with a bundle loaded here."""
-    from sarm2_models.checkpoint import default_bundle, load_bundle
-    from sarm2_models.predictor import Predictor
-
-    predictor = Predictor(load_bundle(bundle or default_bundle()))
-    return predictor.score_recorded
-
-
-def through_service(address: str) -> EpisodeScorer:
-    """Score through a running service, `address` being HOST:PORT."""
-    from sarm2_client.client import RewardClient
-
-    host, _, port = address.rpartition(":")
+@contextmanager
+def reached(server: str | None, bundle: Path | None) -> Iterator[RewardClient]:
+    """A client of the running service at `server` (HOST:PORT), or of one of our own, ended on exit."""
+    if server is None:
+        with ServerProcess(port=0, bundle=bundle) as own, RewardClient(port=own.port) as client:
+            yield client
+        return
+    host, _, port = server.rpartition(":")
     if not host or not port.isdigit() or not 0 < int(port) < 65536:
-        raise InvalidInput(f"--server {address!r}: expected HOST:PORT, for example 127.0.0.1:8765", field="server")
-    client = RewardClient(host=host, port=int(port))
+        raise InvalidInput(
+            f"--server {server!r}: expected HOST:PORT, for example 127.0.0.1:8765", field="server"
+        )
+    with RewardClient(host=host, port=int(port)) as client:
+        yield client
 
-    def score_episode(episode: Episode) -> list[Score]:
-        frames = [
-            {"images": {camera: files[index] for camera, files in episode.images.items()}, "state": episode.state_TS[index]}
-            for index in range(len(episode))
-        ]
-        return client.score_episode(episode.task, fps=episode.fps, frames=frames).scores
 
-    return score_episode
+def stream_through(client: RewardClient, episode: Episode, progress: Progress) -> list[Score]:
+    """Every frame of a recorded episode, as fast as the service answers; one score a frame."""
+    with client.episode(episode.task, episode.fps, list(episode.images), qos="batch") as live:
+        for index in progress.track(range(len(episode)), description="frames"):
+            pictures = {camera: files[index] for camera, files in episode.images.items()}
+            live.push(pictures, episode.state_TS[index])
+    if live.errors:
+        raise live.errors[0]
+    return live.scores

@@ -26,7 +26,7 @@ class ServerProcess:
     """`sarm2 serve` on loopback, ready on entry, ended on exit.
 
     Args:
-        port: where to listen; None takes 8765, or a free port where that is taken.
+        port: where to listen; None takes 8765, or a free port where that is taken; 0 takes any free port.
         bundle: the bundle to serve; None takes the shipped one.
 
     Raises:
@@ -35,7 +35,7 @@ class ServerProcess:
     """
 
     def __init__(self, port: int | None = None, bundle: Path | None = None) -> None:
-        self.port = port if port is not None else free_port(DEFAULT_PORT)
+        self.port = port or free_port(DEFAULT_PORT if port is None else 0)
         self.url = f"http://127.0.0.1:{self.port}/"
         self._bundle = bundle
         self._process: subprocess.Popen[bytes] | None = None
