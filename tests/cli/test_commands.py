@@ -1,0 +1,73 @@
+"""Every command teaches with --help, and wrong input ends in one readable line."""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from sarm2_cli.main import app
+from sarm2_cli.record import one_of
+from sarm2_client.errors import InvalidInput
+
+COMMANDS = ("serve", "demo", "record", "train", "evaluate", "score", "doctor")
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_explains_every_option(command: str) -> None:
+    answer = CliRunner().invoke(app, [command, "--help"], env={"COLUMNS": "200"})
+    assert answer.exit_code == 0
+    known = typer.main.get_command(app).commands[command]  # type: ignore[attr-defined]  # a click group
+    silent = [option.name for option in known.params if not getattr(option, "help", None)]
+    assert silent == [], "options without help"
+    assert known.help, "a command without an explanation"
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """The command as a user runs it."""
+    return subprocess.run(
+        [sys.executable, "-m", "sarm2_cli.main", *arguments],
+        capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+
+
+def test_wrong_input_ends_with_code_2_and_one_line_without_a_traceback(tmp_path: Path) -> None:
+    answer = run("score", str(tmp_path / "nothing-here"))
+    assert answer.returncode == 2
+    assert "Traceback" not in answer.stderr
+    assert "nothing-here" in answer.stderr.replace("\n", "")
+
+
+def test_an_unknown_task_suggests_the_nearest_one(tmp_path: Path) -> None:
+    answer = run("record", "--tasks", "hamer", "--out", str(tmp_path / "out"))
+    assert answer.returncode == 2
+    assert "did you mean 'hammer'?" in answer.stderr.replace("\n", " ")
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_empty_choice_is_refused() -> None:
+    with pytest.raises(InvalidInput, match="--tasks is empty"):
+        one_of("tasks", " , ", ["hammer"])
+
+
+def test_doctor_reports_a_taken_port_and_a_broken_bundle(tmp_path: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        answer = run("doctor", "--bundle", str(tmp_path), "--port", str(port))
+    assert answer.returncode == 1
+    assert str(port) in answer.stdout
+    assert "choose another" in answer.stdout
+    assert "fail" in answer.stdout
+
+
+def test_doctor_is_content_with_a_good_bundle(bundle: Path) -> None:
+    answer = run("doctor", "--bundle", str(bundle))
+    assert answer.returncode == 0, answer.stdout
+    assert "steps/s" in answer.stdout

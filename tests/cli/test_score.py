@@ -1,0 +1,86 @@
+"""`sarm2 score` draws and keeps every chosen episode, through its own service or a running one."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+import fakes
+from live_service import live_service
+from sarm2_cli.score import camera_names, score
+from sarm2_client.errors import InvalidInput
+
+PNG = b"\x89PNG"
+
+
+def call(dataset: Path, out: Path, **options: object) -> None:
+    """The command's function with its defaults."""
+    defaults: dict[str, object] = {
+        "episode": None,
+        "bundle": None,
+        "server": None,
+        "camera": None,
+        "task": None,
+    }
+    score(dataset, out=out, **{**defaults, **options})  # type: ignore[arg-type]
+
+
+def test_every_episode_gets_a_picture_and_one_score_a_frame(
+    dataset: Path, bundle: Path, tmp_path: Path
+) -> None:
+    call(dataset, tmp_path, bundle=bundle)
+    for index in range(2):
+        assert (tmp_path / f"episode_{index:06d}.png").read_bytes().startswith(PNG)
+        scores = json.loads((tmp_path / f"episode_{index:06d}.json").read_bytes())
+        assert [one["seq"] for one in scores] == list(range(14))
+        assert all(0 <= one["progress"] <= 1 for one in scores)
+        assert all(one["task_known"] for one in scores)
+
+
+def test_a_running_service_gives_the_same_scores_as_a_bundle(
+    dataset: Path, bundle: Path, tmp_path: Path
+) -> None:
+    call(dataset, tmp_path / "own", bundle=bundle, episode=[1])
+    with live_service(bundle.parent) as service:
+        call(dataset, tmp_path / "running", server=service.address, episode=[1])
+    own, running = (
+        json.loads((tmp_path / name / "episode_000001.json").read_bytes()) for name in ("own", "running")
+    )
+    for ours, theirs in zip(own, running, strict=True):
+        assert ours["progress"] == pytest.approx(theirs["progress"], abs=1e-5)
+    assert not (tmp_path / "own" / "episode_000000.json").exists()
+
+
+def test_another_instruction_is_scored_as_an_unknown_task(
+    dataset: Path, bundle: Path, tmp_path: Path
+) -> None:
+    call(dataset, tmp_path, bundle=bundle, episode=[0], task="make me a coffee")
+    scores = json.loads((tmp_path / "episode_000000.json").read_bytes())
+    assert all(one["uncertain"] and not one["task_known"] for one in scores)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"episode": [2]}, "episodes 0 to 1"),
+        ({"server": "nowhere"}, "expected HOST:PORT"),
+        ({"server": "127.0.0.1:8765", "bundle": Path("x")}, "exclude each other"),
+        ({"camera": ["wrist"]}, "MODEL_CAMERA=DATASET_CAMERA"),
+        ({"camera": ["wrist=hand"], "server": "127.0.0.1:8765"}, "no camera 'hand'"),
+    ],
+)
+def test_wrong_options_name_what_was_expected(
+    dataset: Path, tmp_path: Path, options: dict[str, object], message: str
+) -> None:
+    with pytest.raises(InvalidInput, match=message):
+        call(dataset, tmp_path, **options)
+
+
+def test_camera_names_map_the_datasets_to_the_models() -> None:
+    assert camera_names(["wrist=observation.images.hand", "top=overhead"]) == {
+        "hand": "wrist",
+        "overhead": "top",
+    }
+    assert len(fakes.CAMERAS) == 3
