@@ -24,7 +24,7 @@ from sarm2_client.errors import Draining, InvalidInput, NotAllowed, Sarm2Error, 
 from sarm2_service.logs import log, log_failure, new_error_id
 from sarm2_service.state import Service
 
-LOOPBACK_NAMES = ("localhost", "127.0.0.1", "::1", "testserver")
+LOOPBACK_NAMES = ("localhost", "127.0.0.1", "::1")
 MAX_HEADERS = 128
 MAX_HEADER_BYTES = 32 * 1024
 ALWAYS_OPEN = ("/livez", "/readyz", "/metrics")

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 
 from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
 HEADER_TIMEOUT_S = 10.0
 CLOSE_TIMEOUT_S = 5.0
+UNREAD_TIMEOUT_MS = 20_000
+"""The kernel cuts a connection whose peer takes no byte of what waits for it this long: vanished or asleep."""
 
 
 class HttpProtocol(H11Protocol):
@@ -17,6 +20,10 @@ class HttpProtocol(H11Protocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Begin to wait for the headers."""
         super().connection_made(transport)
+        tcp = transport.get_extra_info("socket")
+        if tcp is not None and tcp.family in (socket.AF_INET, socket.AF_INET6):
+            # Covers event streams and websockets too: they keep this socket.
+            tcp.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, UNREAD_TIMEOUT_MS)
         self.loop.call_later(HEADER_TIMEOUT_S, self._check_headers)
 
     def _check_headers(self) -> None:

@@ -18,6 +18,7 @@ import fakes
 from running_server import RunningServer, Serve
 from sarm2_client import wire
 from sarm2_client.codec import decode_episode_response, encode
+from sarm2_service import protocols
 
 MSGPACK = {"content-type": "application/msgpack"}
 LENGTH = 9
@@ -199,6 +200,16 @@ def test_a_body_that_never_ends_is_refused_after_its_time(serve: Serve) -> None:
         head = b"POST /v1/episodes:score HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/msgpack\r\n"
         connection.sendall(head + b"Transfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n")
         assert connection.recv(4096).startswith(b"HTTP/1.1 504")
+
+
+def test_headers_that_never_end_are_cut_off_after_their_time(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(protocols, "HEADER_TIMEOUT_S", 0.2)
+    server = serve()
+    with socket.create_connection(("127.0.0.1", server.port), timeout=5) as connection:
+        connection.sendall(b"GET /livez HTTP/1.1\r\nHost: local")
+        assert connection.recv(100) == b""
 
 
 def test_ten_thousand_headers_are_refused(server: RunningServer) -> None:
