@@ -167,7 +167,9 @@ def test_intervals_hold_the_value_and_are_the_same_for_the_same_seed() -> None:
     episodes = [scored(row, row + rng.normal(0, 0.1, 5)) for row in rng.random((12, 5))]
     first = evaluate(episodes, GROUPS, NULL, seed=3)["demo_mse"]
     assert first == evaluate(episodes, GROUPS, NULL, seed=3)["demo_mse"]
-    assert first.low is not None and first.high is not None and first.value is not None
+    assert first.low is not None
+    assert first.high is not None
+    assert first.value is not None
     assert first.low < first.value < first.high
     assert first.n == 12
 

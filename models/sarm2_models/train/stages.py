@@ -12,7 +12,6 @@ from sarm2_models.checkpoint import save_bundle
 from sarm2_models.metrics import evaluate_by_task
 from sarm2_models.reward_model import RewardModel
 from sarm2_models.stage import StageEstimator
-from sarm2_models.train.bundle_size import halve_encoder
 from sarm2_models.train.calibrate import Predictions, calibrate, predict
 from sarm2_models.train.corpus import index_dataset
 from sarm2_models.train.embed import embed_shard, shard_bounds
@@ -144,7 +143,6 @@ def bundle(ticker: Ticker, run: RunFolder) -> None:
         version=f"{run.plan.name}-seed{run.seed}",
     )
     save_bundle(run.bundle, model)
-    halve_encoder(run.bundle)
     blind = {variant: run.load_heads(variant) for variant in ABLATIONS}
     save_ablations(run.bundle, blind, mean_demo_frames(run.corpus("train")))
     ticker.tick(1, 1)

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import SiglipConfig, SiglipModel
 
-from sarm2_models.encoder import ImageTextEncoder
+from sarm2_models.encoder import ImageTextEncoder, round_to_half
 from sarm2_models.train.checkpoints import TrainState, load_state, save_state
 from sarm2_models.train.corpus import Corpus
 from sarm2_models.train.heads import Tick, learning_rate_factor
@@ -203,7 +203,8 @@ def train_tower(
     else:
         state.use_average()
         path.unlink(missing_ok=True)
-    return ImageTextEncoder(_through_half(model.tower), tokenizer)
+    round_to_half(model.tower)
+    return ImageTextEncoder(model.tower, tokenizer)
 
 
 def _token_ids(tokenizer: Any, texts: Sequence[str]) -> Tensor:
@@ -215,13 +216,6 @@ def _token_ids(tokenizer: Any, texts: Sequence[str]) -> Tensor:
         return_tensors="pt",
     )["input_ids"]
     return ids
-
-
-@torch.no_grad()
-def _through_half(tower: SiglipModel) -> SiglipModel:
-    for value in tower.parameters():
-        value.copy_(value.to(torch.float16).float())
-    return tower
 
 
 __all__ = [
