@@ -11,7 +11,7 @@ from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIO
 HEADER_TIMEOUT_S = 10.0
 CLOSE_TIMEOUT_S = 5.0
 UNREAD_TIMEOUT_MS = 20_000
-"""The kernel cuts a connection whose peer takes no byte of what waits for it this long: vanished or asleep."""
+"""The kernel cuts a connection whose peer takes no byte of what waits this long: it is gone or asleep."""
 
 
 class HttpProtocol(H11Protocol):

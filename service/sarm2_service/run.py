@@ -87,9 +87,33 @@ def make_server(settings: Settings, app: FastAPI) -> DrainingServer:
     return DrainingServer(config, app)
 
 
+def bind(settings: Settings) -> socket.socket:
+    """The listening address, taken before the model is loaded, so that a taken port is told at once.
+
+    Raises InvalidInput for an address that cannot be had.
+    """
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            settings.host, settings.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        listener = socket.socket(family, kind, protocol)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listener.bind(address)
+        except OSError:
+            listener.close()
+            raise
+    except OSError as error:
+        raise InvalidInput(
+            f"cannot listen on {settings.host}:{settings.port}: {error.strerror}; choose another one",
+            field="port",
+        ) from None
+    return listener
+
+
 def serve(settings: Settings) -> None:
-    """Load, warm up, and serve until SIGTERM or Ctrl-C."""
+    """Load, warm up, and serve until SIGTERM or Ctrl-C. Raises InvalidInput or NotFound before that."""
     logs.configure(settings.log_level)
-    app = build_app(settings, load_model(settings))
-    server = make_server(settings, app)
-    asyncio.run(server.serve())
+    with bind(settings) as listener:
+        server = make_server(settings, build_app(settings, load_model(settings)))
+        asyncio.run(server.serve(sockets=[listener]))

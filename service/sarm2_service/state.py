@@ -47,7 +47,9 @@ class AcceptLimit:
 
 
 class Service:
-    """Everything one running server holds. For the event loop."""
+    """Everything one running server holds. For the event loop, which is `loop` once started."""
+
+    loop: asyncio.AbstractEventLoop
 
     def __init__(self, settings: Settings, scorer: Scorer, cache: EmbeddingCache) -> None:
         self.settings = settings
@@ -65,6 +67,7 @@ class Service:
 
     async def start(self) -> None:
         """Start the cache, warm the model, and begin reaping and measuring."""
+        self.loop = asyncio.get_running_loop()
         await self.cache.start()
         await self.scorer.start()
         self._tasks = [asyncio.create_task(self.sessions.run()), asyncio.create_task(self._measure_lag())]

@@ -230,10 +230,10 @@ class Connection:
         session = self._session
         if session is None:
             self._violation("expected `start` before the first frame")
-        if self._draining:
-            return  # not accepted: the client sends it again where it resumes
         if session.start.qos == "batch":
             await session.room()
+        if self._draining:
+            return  # not accepted: the client sends it again where it resumes
         try:
             await session.accept(frame, received)
         except Sarm2Error as error:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -135,3 +137,34 @@ def test_pictures_are_decoded_by_a_pool_while_the_device_is_busy_with_the_same_r
                 robot.send(fakes.frame(seq))
             curves.append([robot.expect(wire.Score).progress for _ in range(14)])
     assert curves[0] == pytest.approx(curves[1], abs=1e-4)
+
+
+def test_robots_are_answered_in_time_while_a_trainer_relabels(serve: Serve, fragile: RewardModel) -> None:
+    server = serve(fragile, cache_bytes=0, max_in_flight=64)
+    stop = threading.Event()
+
+    def relabel() -> None:
+        with server.robot() as trainer:
+            trainer.start("trainer", qos="batch")
+            for seq in range(100_000):
+                if stop.is_set():
+                    return
+                trainer.send(fakes.frame(seq))
+                if seq >= 60:
+                    trainer.receive()
+
+    thread = threading.Thread(target=relabel)
+    with server.robot() as robot:
+        robot.start("robot")
+        robot.score(fakes.frame(0))
+        thread.start()
+        deadline = time.monotonic() + 10
+        while server.metric("sarm2_scored_steps_total") < 20 and time.monotonic() < deadline:
+            time.sleep(0.01)
+        waits = [robot.score(fakes.frame(seq)).timing.queue_ms for seq in range(1, 12)]
+        stop.set()
+        thread.join()
+    # In line behind some 60 frames a robot would wait for all of them; here it waits for one small batch.
+    batch_ms = 1e3 * server.metric("sarm2_model_seconds_sum", part="encode")
+    batch_ms /= server.metric("sarm2_model_seconds_count", part="encode")
+    assert sorted(waits)[len(waits) // 2] < max(20.0, 10 * batch_ms)

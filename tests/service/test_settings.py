@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import json
 import logging
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,7 @@ from sarm2_service import logs
 from sarm2_service.app import create_app
 from sarm2_service.cache import EmbeddingCache
 from sarm2_service.metrics import Metrics
-from sarm2_service.run import load_model
+from sarm2_service.run import bind, load_model, serve
 from sarm2_service.scorer import Scorer
 from sarm2_service.settings import Settings, load_settings
 
@@ -99,6 +101,16 @@ def test_a_bundle_that_is_missing_or_altered_is_refused_at_start(tmp_path: Path)
         load_model(Settings(bundle=bundle))
 
 
+def test_a_taken_port_is_told_before_the_model_is_loaded(server: RunningServer) -> None:
+    with pytest.raises(InvalidInput, match=f"127.0.0.1:{server.port}"):
+        serve(Settings(port=server.port, bundle=Path("/nowhere")))
+
+
+def test_port_zero_takes_a_free_one() -> None:
+    with bind(Settings(port=0)) as listener:
+        assert listener.getsockname()[1] > 0
+
+
 def test_a_scorer_with_metrics_in_another_registry_is_refused(server: RunningServer) -> None:
     settings, metrics = Settings(), Metrics(CollectorRegistry())
     cache = EmbeddingCache(settings, server.model.encoder.dim, metrics)
@@ -107,15 +119,21 @@ def test_a_scorer_with_metrics_in_another_registry_is_refused(server: RunningSer
         create_app(settings, scorer, cache, CollectorRegistry())
 
 
-@pytest.fixture
-def lines() -> Any:
-    """Configure logging to a string; returns what reads it back as JSON."""
-    stream = io.StringIO()
-    logs.configure("info", stream)
-    yield lambda: [json.loads(line) for line in stream.getvalue().splitlines()]
+@pytest.fixture(autouse=True)
+def _plain_logging() -> Iterator[None]:
+    """Logging is the process's: put it back."""
+    yield
     for name in (logs.LOGGER_NAME, "uvicorn"):
         logging.getLogger(name).handlers = []
         logging.getLogger(name).propagate = True
+
+
+@pytest.fixture
+def lines() -> Callable[[], list[dict[str, Any]]]:
+    """Configure logging to a string; returns what reads it back as JSON."""
+    stream = io.StringIO()
+    logs.configure("info", stream)
+    return lambda: [json.loads(line) for line in stream.getvalue().splitlines()]
 
 
 def test_every_event_is_one_line_of_json_that_a_caller_cannot_forge(lines: Any) -> None:
@@ -184,3 +202,18 @@ def test_metrics_tell_what_happened_and_labels_stay_bounded(server: RunningServe
     ):
         assert name in text, name
     assert "strange task" not in text
+
+
+def test_a_stall_of_the_event_loop_is_exported(server: RunningServer) -> None:
+    loop = server.service.loop
+    loop.call_soon_threadsafe(time.sleep, 0.3)
+    deadline = time.monotonic() + 5
+    while stalls(server) < 1 and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert stalls(server) >= 1
+
+
+def stalls(server: RunningServer) -> float:
+    """How often the loop was late by more than 120 ms."""
+    late = server.metric("sarm2_event_loop_lag_seconds_count")
+    return late - server.metric("sarm2_event_loop_lag_seconds_bucket", le="0.12")
