@@ -7,9 +7,10 @@ import os
 import platform
 from pathlib import Path
 
-import fakes
 import numpy as np
 import pytest
+
+import fakes
 from running_server import RunningServer
 
 FRAMES = 300
@@ -19,7 +20,7 @@ WARM_UP = 20
 @pytest.mark.bench
 @pytest.mark.timeout(600)
 def test_overhead_of_the_server_for_one_robot(tmp_path: Path) -> None:
-    """Overhead of a step = (arrival to score - encoder - heads) / (encoder + heads); medians over the steps."""
+    """Overhead of a step: (arrival to score - encoder - heads) / (encoder + heads); medians over steps."""
     model = fakes.make_model(tmp_path, fakes.SMALL)
     size = fakes.SMALL.image_size
     with RunningServer(model, cache_bytes=0) as server, server.robot() as robot:
