@@ -6,10 +6,13 @@ import re
 import tomllib
 
 import pytest
+
 import tree_map
 
 SOURCES = [
-    path for path in tree_map.tracked() if path.suffix in {".py", ".toml", ".sh", ".yml", ".yaml", ".js", ".html"}
+    path
+    for path in tree_map.tracked()
+    if path.suffix in {".py", ".toml", ".sh", ".yml", ".yaml", ".js", ".html"}
 ]
 THIS_FILE = "tests/test_tree.py"
 
@@ -48,8 +51,10 @@ def test_the_page_loads_nothing_from_another_host() -> None:
     web = [path for path in tree_map.tracked() if "sarm2_service/web" in str(path)]
     assert web
     for path in web:
-        urls = re.findall(r"(?:src|href|url\(|@import|fetch\()\s*=?\s*[\"'(]?\s*(?:https?:)?//[^\s\"')]+",
-                          (tree_map.ROOT / path).read_text())
+        urls = re.findall(
+            r"(?:src|href|url\(|@import|fetch\()\s*=?\s*[\"'(]?\s*(?:https?:)?//[^\s\"')]+",
+            (tree_map.ROOT / path).read_text(),
+        )
         assert urls == [], path
 
 

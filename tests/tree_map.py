@@ -31,7 +31,10 @@ def tracked() -> list[Path]:
     """Every file git knows or would add, relative to the root."""
     listed = subprocess.run(
         ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
-        cwd=ROOT, capture_output=True, text=True, check=True,
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
     ).stdout.splitlines()
     return sorted(path for name in set(listed) if (ROOT / (path := Path(name))).is_file())
 
