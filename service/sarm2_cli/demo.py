@@ -15,6 +15,8 @@ from typing import Annotated, Any
 
 import numpy as np
 import typer
+from rich import box
+from rich.columns import Columns
 from rich.console import Console
 from rich.live import Live
 from rich.progress_bar import ProgressBar
@@ -93,27 +95,26 @@ def play(streams: Sequence[DemoStream]) -> None:
 
 
 def live_table(streams: Sequence[DemoStream]) -> Table:
-    """One row an episode: where it stands now."""
-    table = Table("episode", "frame", "progress", "", "interval", "primitive", "confidence", "reward")
+    """One row an episode: where it stands now. Fits a terminal of 80 columns."""
+    table = Table(box=box.SIMPLE)
+    for heading in ("episode", "frame", "progress", "interval", "primitive", "sure"):
+        table.add_column(heading, no_wrap=True)
     for stream in streams:
         length = len(stream.truth) if stream.truth is not None else "?"
         if stream.failure:
-            table.add_row(stream.name, "", f"[red]{stream.failure}[/red]", "", "", "", "", "")
+            table.add_row(stream.name, "", f"[red]{stream.failure}[/red]")
             continue
         if not stream.scores:
-            table.add_row(stream.name, f"0/{length}", "", "", "", "", "", "")
+            table.add_row(stream.name, f"0/{length}")
             continue
         last = stream.scores[-1]
-        sure = "[yellow]uncertain[/yellow]" if last.uncertain else f"{last.confidence:.2f}"
         table.add_row(
             stream.name,
             f"{last.seq + 1}/{length}",
-            f"{last.progress:.2f}",
-            ProgressBar(total=1.0, completed=last.progress, width=24),
-            f"{last.interval[0]:.2f} to {last.interval[1]:.2f}",
+            Columns([f"{last.progress:.2f}", ProgressBar(total=1.0, completed=last.progress, width=10)]),
+            f"{last.interval[0]:.2f}-{last.interval[1]:.2f}",
             last.primitive,
-            sure,
-            "" if last.reward is None else f"{last.reward:+.3f}",
+            "[yellow]no[/yellow]" if last.uncertain else f"{last.confidence:.2f}",
         )
     return table
 
@@ -181,26 +182,27 @@ def largest_fall(progress_T: np.ndarray[Any, Any]) -> float:
     return float(np.max(np.maximum.accumulate(progress_T) - progress_T))
 
 
+RESULTS = {
+    "scored": "frames scored",
+    "final_progress": "final progress",
+    "true_final_progress": "  true",
+    "largest_fall": "largest fall",
+    "true_largest_fall": "  true",
+    "mse": "mean squared error",
+    "primitive_accuracy": "primitive accuracy",
+    "uncertain_share": "share of uncertain steps",
+    "server_ms_p50": "server, median ms a step",
+    "server_ms_p95": "server, 95 % of steps under ms",
+    "picture": "picture",
+}
+"""What the closing table shows of a report row."""
+
+
 def print_results(rows: Sequence[dict[str, Any]]) -> None:
-    """The table that the demo ends with."""
-    table = Table(title="scored live, against the simulator's truth")
-    columns = {
-        "name": "episode",
-        "scored": "frames",
-        "final_progress": "final progress",
-        "true_final_progress": "true",
-        "largest_fall": "largest fall",
-        "true_largest_fall": "true",
-        "mse": "MSE",
-        "primitive_accuracy": "primitive accuracy",
-        "uncertain_share": "uncertain",
-        "server_ms_p50": "ms p50",
-        "server_ms_p95": "ms p95",
-    }
-    for heading in columns.values():
-        table.add_column(heading)
-    for row in rows:
-        table.add_row(*(str(row.get(key, "")) for key in columns))
+    """The table that the demo ends with: one column an episode."""
+    table = Table("", *(row["name"] for row in rows), title="scored live, against the simulator's truth")
+    for key, label in RESULTS.items():
+        table.add_row(label, *(str(row.get(key, "")) for row in rows))
     console.print(table)
     for row in rows:
         if row["failure"]:

@@ -101,16 +101,19 @@ def device() -> Finding:
 def model(bundle: Path | None) -> Finding:
     """The bundle loads, its hashes match, and a step's cost on this machine."""
     import numpy as np
+    import torch
 
     from sarm2_client.errors import Sarm2Error
     from sarm2_models.checkpoint import default_bundle, load_bundle
     from sarm2_models.predictor import Predictor
+    from sarm2_service.run import fitting_threads
 
     folder = bundle or default_bundle()
     try:
         loaded = load_bundle(folder)
     except Sarm2Error as error:
         return Finding("bundle", "fail", error.message)
+    torch.set_num_threads(fitting_threads(loaded))
     side = loaded.preprocess.size
     picture = np.zeros((side, side, 3), dtype=np.uint8)
     images = dict.fromkeys(loaded.info.cameras, picture)

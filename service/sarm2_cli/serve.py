@@ -24,7 +24,8 @@ def serve(
         str | None, typer.Option(help="Where the model runs: cpu or cuda. Default cpu.")
     ] = None,
     torch_threads: Annotated[
-        int | None, typer.Option(help="CPU threads of the model. Default: all cores.")
+        int | None,
+        typer.Option(help="CPU threads of the model. Default: one for a small tower, else every core."),
     ] = None,
     redis_url: Annotated[
         str | None,

@@ -45,14 +45,27 @@ class DrainingServer(uvicorn.Server):
         await super().shutdown(sockets)
 
 
+SMALL_TOWER_DIM = 256
+
+
 def load_model(settings: Settings) -> RewardModel:
     """The bundle that the settings name. Raises InvalidInput or NotFound, saying what does not match."""
     if settings.device == "cuda" and not torch.cuda.is_available():
         raise InvalidInput(
             "device = 'cuda', but no CUDA device is usable here; set SARM2_DEVICE=cpu", field="device"
         )
-    torch.set_num_threads(settings.torch_threads or len(os.sched_getaffinity(0)))
-    return load_bundle(settings.bundle or default_bundle(), settings.device)
+    model = load_bundle(settings.bundle or default_bundle(), settings.device)
+    torch.set_num_threads(settings.torch_threads or fitting_threads(model))
+    return model
+
+
+def fitting_threads(model: RewardModel) -> int:
+    """One thread for a small tower, every core for a full-size one.
+
+    A step of the small model is over in 10 ms: two threads save a few of them on an idle machine, and cost
+    a hundred on a busy one, where each waits for the other at every layer.
+    """
+    return 1 if model.encoder.dim <= SMALL_TOWER_DIM else len(os.sched_getaffinity(0))
 
 
 def build_app(settings: Settings, model: RewardModel) -> FastAPI:

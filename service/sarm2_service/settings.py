@@ -43,7 +43,10 @@ class Settings(BaseSettings):
     )
     device: Literal["cpu", "cuda"] = Field(default="cpu", description="where the model runs")
     torch_threads: int | None = Field(
-        default=None, ge=1, le=256, description="CPU threads of the model; empty: all cores"
+        default=None,
+        ge=1,
+        le=256,
+        description="CPU threads of the model; empty: one for a small tower, else all cores",
     )
     decode_threads: int = Field(
         default=0,
