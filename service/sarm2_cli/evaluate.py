@@ -38,12 +38,15 @@ def evaluate(
     file holds `{"overall": {metric: {value, low, high, n}}, "tasks": {...}}`; `low` to `high` is a 95 %
     bootstrap interval over episodes. Every metric is defined in `sarm2_models.metrics`.
     """
+    import torch
+
     from sarm2_models.checkpoint import default_bundle
     from sarm2_models.train.evaluation import Evaluator, evaluation_plan, measure, score_all
     from sarm2_rollouts.metaworld_robot import TASKS, EpisodePlan, iterate_episodes
 
     names = one_of("tasks", tasks, sorted(TASKS))
     plan = [EpisodePlan(one.task_name, one.kind, one.seed) for one in evaluation_plan(names, seed, episodes)]
+    torch.set_num_threads(1)  # the simulator's processes need the other cores
     evaluator = Evaluator(bundle or default_bundle())
     console = Console()
     made = iterate_episodes(plan, workers)

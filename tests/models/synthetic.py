@@ -74,7 +74,7 @@ def _picture(colour: int, progress: float, height: int) -> npt.NDArray[np.uint8]
 
 
 def _simulator(progress_T: npt.NDArray[np.float32], height: int) -> npt.NDArray[np.float32]:
-    columns = {name: np.zeros(FRAMES) for name in SIMULATOR_NAMES}
+    columns: dict[str, npt.NDArray[np.floating]] = {name: np.zeros(FRAMES) for name in SIMULATOR_NAMES}
     for point in ("tool", "object", "part"):
         columns[f"{point}_x"] = progress_T * 0.3
     for camera in CAMERAS:

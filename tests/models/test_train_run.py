@@ -22,12 +22,12 @@ from sarm2_models.train.run import TrainingRun
 from sarm2_models.train.variants import ABLATION_FOLDER, BASELINES, VARIANTS
 
 TASKS = ("drawer-open", "hammer")
-FEW = Episodes(demo=2, clean_demo=1, perturbed=2, random=1)
+FEW = Episodes(demo=1, clean_demo=1, perturbed=2, random=0)
 PLAN = TrainPlan(
     name="test",
     episodes={"train": FEW, "calibration": FEW, "validation": FEW},
-    tower=TowerPlan(steps=2, batch=4, layers=1),
-    heads=HeadPlan(stage_steps=3, value_steps=3, batch=8),
+    tower=TowerPlan(steps=1, batch=4, layers=1),
+    heads=HeadPlan(stage_steps=2, value_steps=2, batch=8),
 )
 REQUIRED = {
     "demo_mse",
@@ -81,7 +81,7 @@ def test_the_report_has_every_rung_and_what_it_was_made_from(finished: RunFolder
     report = json.loads((finished.report / "report.json").read_text())
     assert set(report["ladder"]) == {*VARIANTS, "clock", "constant"}
     assert report["ladder"]["constant"]["demo_mse"]["value"] > 0
-    assert report["data"]["train"]["episodes"] == len(TASKS) * 6
+    assert report["data"]["train"]["episodes"] == len(TASKS) * 4
     assert set(report["validation"]["tasks"]) == set(TASKS)
     for picture in ("curves.png", "ladder.png"):
         assert (finished.bundle / "report" / picture).read_bytes().startswith(b"\x89PNG")

@@ -87,10 +87,11 @@ def _draw_episode(axis: Any, scored: Scored, vocabulary: Vocabulary) -> None:
     axis.plot(seconds_T, scored.progress_T, color=OURS, linewidth=1.5, label="scored")
     axis.set_ylim(-0.18, 1.05)
     axis.spines[["top", "right"]].set_visible(False)
-    palette = plt.get_cmap("tab20")
+    tab20 = plt.get_cmap("tab20")
+    palette = [*(tab20(index) for index in range(20)), "#555555", "#dddddd"]
     strips = ((-0.08, scored.true_primitive_T), (-0.16, scored.primitive_T))
     for bottom, primitive_T in strips:
-        colours = [palette(int(primitive) % 20) for primitive in primitive_T]
+        colours = [palette[int(primitive) % len(palette)] for primitive in primitive_T]
         axis.bar(
             seconds_T, 0.06, bottom=bottom, width=1 / scored.fps, color=colours, align="edge", linewidth=0
         )
