@@ -53,7 +53,7 @@ class TowerPlan:
     the terms of `tower.TowerLoss` beside the regression.
     """
 
-    steps: int = 1450
+    steps: int = 1500
     batch: int = 128
     learning_rate: float = 1e-3
     weight_decay: float = 0.05
@@ -82,7 +82,7 @@ class HeadPlan:
     """
 
     stage_steps: int = 900
-    value_steps: int = 1200
+    value_steps: int = 1300
     batch: int = 128
     stage_learning_rate: float = 1e-3
     value_learning_rate: float = 1e-3
@@ -91,7 +91,7 @@ class HeadPlan:
     predicted: float = 0.5
     fallback: float = 0.1
     smooth: float = 1.0
-    noise: float = 0.05
+    noise: float = 0.1
     ema: float = 0.99
 
 
@@ -116,8 +116,8 @@ PLANS: MappingProxyType[str, TrainPlan] = MappingProxyType(
             name="small",
             episodes={
                 "train": Episodes(demo=70, clean_demo=10, perturbed=75, random=8),
-                "calibration": Episodes(demo=8, clean_demo=3, perturbed=12, random=1),
-                "validation": Episodes(demo=8, clean_demo=5, perturbed=12, random=1),
+                "calibration": Episodes(demo=10, clean_demo=4, perturbed=14, random=2),
+                "validation": Episodes(demo=10, clean_demo=6, perturbed=14, random=2),
             },
         ),
         "quick": TrainPlan(
