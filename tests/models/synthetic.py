@@ -1,7 +1,7 @@
 """Episodes drawn by hand, with the simulated robot's cameras, state and labels: no simulator needed.
 
 A white square (the tool) moves from left to right over a picture whose colour is the task; progress is how
-far it is. The second half of a `perturbed` episode runs back to the start.
+far it is. A `perturbed` episode of odd seed runs back to the start.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def synthetic_episode(planned: PlannedEpisode) -> Episode:
     """An episode of `FRAMES` frames; the same plan gives the same episode."""
     rng = np.random.default_rng([planned.seed, len(planned.task_name)])
     progress_T = np.linspace(0, 1, FRAMES, dtype=np.float32)
-    if planned.kind == "perturbed":
+    if planned.kind == "perturbed" and planned.seed % 2:
         progress_T = np.minimum(progress_T, 1 - progress_T).astype(np.float32) * 2
     if planned.kind == "random":
         progress_T = np.zeros(FRAMES, dtype=np.float32)

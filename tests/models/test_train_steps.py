@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import pytest
 import torch
 from rich.console import Console
 
+from models.errands import fail, leave_a_note
 from models.synthetic import FRAMES, write_synthetic
 from models.tiny import tiny_config, tiny_encoder
 from sarm2_client.errors import InvalidInput, ModelFailed
@@ -19,7 +19,7 @@ from sarm2_models.train.calibrate import calibrate, predict
 from sarm2_models.train.corpus import Corpus, index_dataset, load_corpus
 from sarm2_models.train.embed import embed_shard, load_embeddings, shard_bounds
 from sarm2_models.train.heads import Texts, predict_logits, route, train_stage, train_value
-from sarm2_models.train.jobs import Job, Ticker, run_jobs
+from sarm2_models.train.jobs import Job, run_jobs
 from sarm2_models.train.ladder import clock
 from sarm2_models.train.plan import HeadPlan, PlannedEpisode, TowerPlan
 from sarm2_models.train.tower import dense_loss, sigmoid_loss, train_tower
@@ -215,20 +215,10 @@ def test_text_codes_depend_on_the_text_alone() -> None:
     assert not np.array_equal(one[0], text_codes(["hammer"], 8)[0])
 
 
-def _work(ticker: Ticker, path: Path) -> None:
-    ticker.tick(1, 2)
-    time.sleep(0.3)
-    path.write_text("done")
-
-
-def _fail(ticker: Ticker, path: Path) -> None:
-    raise ValueError(f"no luck with {path.name}")
-
-
 def test_jobs_run_side_by_side_and_a_failure_names_its_reason_and_log(tmp_path: Path) -> None:
     console = Console(quiet=True)
-    good = [Job(f"good {n}", _work, (tmp_path / f"{n}.txt",), tmp_path / "logs") for n in range(2)]
+    good = [Job(f"good {n}", leave_a_note, (tmp_path / f"{n}.txt",), tmp_path / "logs") for n in range(2)]
     run_jobs(good, at_once=2, console=console)
     assert [(tmp_path / f"{n}.txt").read_text() for n in range(2)] == ["done", "done"]
     with pytest.raises(ModelFailed, match=r"no luck with x\.txt.*bad\.log.*--resume"):
-        run_jobs([Job("bad", _fail, (tmp_path / "x.txt",), tmp_path / "logs")], at_once=1, console=console)
+        run_jobs([Job("bad", fail, (tmp_path / "x.txt",), tmp_path / "logs")], at_once=1, console=console)
