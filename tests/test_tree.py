@@ -7,6 +7,7 @@ import tomllib
 
 import pytest
 
+import readme_numbers
 import tree_map
 
 SOURCES = [
@@ -20,6 +21,11 @@ THIS_FILE = "tests/test_tree.py"
 def test_the_readme_map_names_every_module_with_its_own_first_line() -> None:
     readme = (tree_map.ROOT / "README.md").read_text()
     assert tree_map.block_of(readme) == tree_map.render(), "run `python tests/tree_map.py`"
+
+
+def test_the_readme_states_the_numbers_of_the_shipped_evaluation() -> None:
+    readme = (tree_map.ROOT / "README.md").read_text()
+    assert readme_numbers.block_of(readme) == readme_numbers.render(), "run `python tests/readme_numbers.py`"
 
 
 def test_every_module_says_in_its_first_line_what_it_is() -> None:

@@ -44,7 +44,7 @@ def test_the_demo_ends_by_itself_and_leaves_pictures_and_a_report(tmp_path: Path
     success, drop = episodes
     assert success["final_progress"] > drop["final_progress"]
     assert drop["largest_fall"] >= 0.1
-    assert "MSE" in done.stdout
+    assert "mean squared error" in done.stdout
 
 
 def test_the_page_stays_up_until_the_user_interrupts(tmp_path: Path) -> None:
