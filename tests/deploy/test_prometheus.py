@@ -35,8 +35,9 @@ RULE_LIST = [rule for group in RULES["groups"] for rule in group["rules"]]
 RECORDED = [str(rule["record"]) for rule in RULE_LIST if "record" in rule]
 
 SCRAPE = "200ms"
-READY_TIMEOUT_S = 30.0
-SAMPLES_TIMEOUT_S = 30.0
+ATTEMPTS = 3
+READY_TIMEOUT_S = 90.0
+SAMPLES_TIMEOUT_S = 60.0
 
 
 # --- without a server -------------------------------------------------------------------------------
@@ -122,7 +123,7 @@ class Prometheus:
     """The HTTP API of a running Prometheus."""
 
     def __init__(self, port: int) -> None:
-        self.client = httpx2.Client(base_url=f"http://127.0.0.1:{port}", timeout=10)
+        self.client = httpx2.Client(base_url=f"http://127.0.0.1:{port}", timeout=5)
 
     def query(self, expression: str) -> list[dict[str, Any]]:
         """The instant vector of an expression; fails the test if Prometheus refuses it."""
@@ -160,21 +161,35 @@ def write_config(folder: Path, target: str) -> Path:
 
 @contextmanager
 def running_prometheus(folder: Path, target: str) -> Iterator[Prometheus]:
+    """A ready server; another port is tried where somebody took ours between choice and start."""
+    for attempt in range(ATTEMPTS):
+        with started_prometheus(folder, target, attempt) as (process, api):
+            wait_until(lambda: process.poll() is not None or api.is_ready(), READY_TIMEOUT_S, "Prometheus")
+            if process.poll() is None:
+                yield api
+                return
+    raise AssertionError((folder / "log.txt").read_text())
+
+
+@contextmanager
+def started_prometheus(
+    folder: Path, target: str, attempt: int
+) -> Iterator[tuple[subprocess.Popen[bytes], Prometheus]]:
+    """A server that was started on a free port and is ended with the block."""
     program = shutil.which("prometheus")
     assert program, "prometheus is missing; install the Debian package prometheus"
     port = free_port()
     command = [
         program,
         f"--config.file={write_config(folder, target)}",
-        f"--storage.tsdb.path={folder / 'data'}",
+        f"--storage.tsdb.path={folder / f'data{attempt}'}",
         f"--web.listen-address=127.0.0.1:{port}",
         "--log.level=warn",
     ]
     with (folder / "log.txt").open("w") as log, subprocess.Popen(command, stdout=log, stderr=log) as process:
         api = Prometheus(port)
         try:
-            wait_until(api.is_ready, READY_TIMEOUT_S, "Prometheus to be ready")
-            yield api
+            yield process, api
         finally:
             api.client.close()
             process.terminate()
