@@ -16,7 +16,6 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 from rich import box
-from rich.columns import Columns
 from rich.console import Console
 from rich.live import Live
 from rich.progress_bar import ProgressBar
@@ -96,8 +95,8 @@ def play(streams: Sequence[DemoStream]) -> None:
 
 def live_table(streams: Sequence[DemoStream]) -> Table:
     """One row an episode: where it stands now. Fits a terminal of 80 columns."""
-    table = Table(box=box.SIMPLE)
-    for heading in ("episode", "frame", "progress", "interval", "primitive", "sure"):
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    for heading in ("episode", "frame", "progress", "", "interval", "primitive", "sure"):
         table.add_column(heading, no_wrap=True)
     for stream in streams:
         length = len(stream.truth) if stream.truth is not None else "?"
@@ -111,7 +110,8 @@ def live_table(streams: Sequence[DemoStream]) -> Table:
         table.add_row(
             stream.name,
             f"{last.seq + 1}/{length}",
-            Columns([f"{last.progress:.2f}", ProgressBar(total=1.0, completed=last.progress, width=10)]),
+            f"{last.progress:.2f}",
+            ProgressBar(total=1.0, completed=last.progress, width=8),
             f"{last.interval[0]:.2f}-{last.interval[1]:.2f}",
             last.primitive,
             "[yellow]no[/yellow]" if last.uncertain else f"{last.confidence:.2f}",
