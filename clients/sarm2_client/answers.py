@@ -27,7 +27,8 @@ class Answers:
         latest: the score of the newest frame scored, or None.
         errors: what went wrong with single frames.
         dropped: realtime frames that the service dropped.
-        unsettled: seq of every frame sent and not settled -> monotonic seconds of its latest sending.
+        unsettled: seq of every frame sent on any connection and not settled.
+        in_flight: those of them sent on this connection -> monotonic seconds of the sending.
     """
 
     def __init__(self, on_settled: Callable[[], None]) -> None:
@@ -35,18 +36,24 @@ class Answers:
         self.latest: wire.Score | None = None
         self.errors: list[Sarm2Error] = []
         self.dropped = 0
-        self.unsettled: dict[int, float] = {}
+        self.unsettled: set[int] = set()
+        self.in_flight: dict[int, float] = {}
         self._on_settled = on_settled
         self._scored: set[int] = set()
         self._waiters: dict[int, asyncio.Future[wire.Score]] = {}
 
     def expect(self, seq: int) -> None:
         """A frame is being sent, perhaps once more."""
-        self.unsettled[seq] = time.monotonic()
+        self.unsettled.add(seq)
+        self.in_flight[seq] = time.monotonic()
+
+    def begin_connection(self) -> None:
+        """A new connection: nothing is on its way, and what was not answered before stays unsettled."""
+        self.in_flight.clear()
 
     def overdue(self, seconds: float) -> bool:
         """Whether a frame has waited for its answer for longer than this."""
-        oldest = min(self.unsettled.values(), default=None)
+        oldest = min(self.in_flight.values(), default=None)
         return oldest is not None and time.monotonic() - oldest > seconds
 
     def waiter(self, seq: int) -> asyncio.Future[wire.Score]:
@@ -67,7 +74,7 @@ class Answers:
             if self.latest is None or score.seq > self.latest.seq:
                 self.latest = score
         self._settle(score.seq, score)
-        for seq in [seq for seq in self.unsettled if seq <= score.durable_seq]:
+        for seq in sorted(seq for seq in self.unsettled if seq <= score.durable_seq):
             self._settle(seq, InvalidSequence(f"frame {seq} was scored, but its answer was lost", seq=seq))
 
     def take_dropped(self, dropped: wire.Dropped) -> None:
@@ -94,10 +101,12 @@ class Answers:
         for seq in list(self._waiters):
             self._settle(seq, error)
         self.unsettled.clear()
+        self.in_flight.clear()
         self._on_settled()
 
     def _settle(self, seq: int, outcome: wire.Score | Sarm2Error) -> None:
-        self.unsettled.pop(seq, None)
+        self.unsettled.discard(seq)
+        self.in_flight.pop(seq, None)
         waiter = self._waiters.pop(seq, None)
         if waiter is not None and not waiter.done():
             if isinstance(outcome, wire.Score):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -163,7 +163,7 @@ class ResendBuffer:
         if seq == self._first:
             self._first = min(self._messages, default=None)
 
-    def shrink(self, unanswered: Mapping[int, Any]) -> None:
+    def shrink(self, unanswered: Collection[int]) -> None:
         """Make room, oldest answered frames first; the anchor and the unanswered stay."""
         for seq in list(self._messages):
             if len(self._messages) <= self._max_frames and self._bytes <= self._max_bytes:
@@ -171,7 +171,7 @@ class ResendBuffer:
             if seq != self._first and seq not in unanswered:
                 self.forget(seq)
 
-    def wanted(self, next_seq: int, unanswered: Mapping[int, Any]) -> list[tuple[int, bytes]]:
+    def wanted(self, next_seq: int, unanswered: Collection[int]) -> list[tuple[int, bytes]]:
         """What to send again, in order, to a server that asks for `next_seq`."""
         return [
             (seq, message)

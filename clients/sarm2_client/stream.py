@@ -5,8 +5,8 @@
     scores, errors, latest, waiting `step` calls <- settle <-----------+
 
 Two tasks a connection, one that sends and one that receives; a third opens the next connection when one is
-lost. A frame is settled once it is scored, dropped or refused. At most `limits.max_in_flight` sent frames are
-unsettled; the others wait in the outbox.
+lost. A frame is settled once it is scored, dropped or refused; until then each new connection sends it again.
+At most `limits.max_in_flight` frames of a connection are unsettled; the others wait in the outbox.
 """
 
 from __future__ import annotations
@@ -273,7 +273,7 @@ class AsyncEpisode:
     async def _talk(self, connection: Connection, started: wire.Started) -> wire.Summary:
         """Send and receive until the summary. Raises ConnectionLost to be resumed."""
         again = self._resend.wanted(started.next_seq, self._answers.unsettled)
-        self._answers.unsettled.clear()
+        self._answers.begin_connection()
         sender = asyncio.create_task(self._send_all(connection, again))
         try:
             return await self._receive_all(connection)
@@ -337,7 +337,7 @@ class AsyncEpisode:
         await connection.send(message)
 
     async def _credit(self) -> None:
-        while len(self._answers.unsettled) >= self.hello.limits.max_in_flight:
+        while len(self._answers.in_flight) >= self.hello.limits.max_in_flight:
             await self._change()
 
     async def _change(self) -> None:

@@ -133,6 +133,10 @@ class Script:
     close_after: dict[int, int] = field(default_factory=dict)
     """Frames accepted in all -> close code (1006 breaks the connection without a word)."""
     forget_on_close: bool = False
+    withhold: frozenset[int] = frozenset()
+    """Frames whose answers are lost on the way the first time."""
+    close_resumes: int = 0
+    """How many connections break once they have resumed an episode, before any answer."""
     refuse_starts: list[wire.Error] = field(default_factory=list)
     refuse_resumes: list[wire.Error] = field(default_factory=list)
     answer: Callable[[wire.Frame, float | None], list[wire.ServerMessage]] = lambda frame, previous: [
@@ -212,6 +216,10 @@ class Peer:
             message = decode_client_message(data, self.script.limits)
             if isinstance(message, wire.Start):
                 session = self._start(socket, message)
+                if message.resume_from is not None and session is not None and self.script.close_resumes:
+                    self.script.close_resumes -= 1
+                    _close(socket, 1006)
+                    return
             elif isinstance(message, wire.Frame) and session is not None:
                 if self._frame(socket, session, message):
                     return
@@ -267,8 +275,9 @@ class Peer:
             return True
         if self.script.delay_s:
             time.sleep(self.script.delay_s)
-        for answer in answers:
-            socket.send(encode(answer))
+        if frame.seq not in self.script.withhold:
+            for answer in answers:
+                socket.send(encode(answer))
         return False
 
 

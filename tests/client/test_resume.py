@@ -77,6 +77,26 @@ def test_many_losses_in_one_episode_are_each_resumed(uninterrupted: list[tuple[i
     assert episode.resumes == 4
 
 
+@pytest.mark.parametrize("losses", [1, 3])
+def test_frames_still_unanswered_when_a_resumed_connection_breaks_too_are_sent_again(
+    losses: int, uninterrupted: list[tuple[int, float]]
+) -> None:
+    """Frames 12 to 14 are scored and their answers lost; so is each resumed connection, before any answer."""
+
+    def answer(frame: wire.Frame, previous: float | None) -> list[wire.ServerMessage]:
+        if frame.seq == 14:  # from now on one frame at a time, so that not all of them are sent again at once
+            script.limits = structs.replace(LIMITS, max_in_flight=1)
+        return [score_of(frame, previous)]
+
+    script = Script(answer=answer, withhold=frozenset({12, 13}), close_after={15: 1006}, close_resumes=losses)
+    episode, peer = play(script)
+    assert curve(episode) == uninterrupted
+    assert episode.errors == []
+    assert episode.resumes == 1 + losses
+    assert len({start.resume_from for start in peer.starts[1:]}) == 1  # no answer came in between
+    assert len(peer.frames) == 40  # nothing was scored twice
+
+
 def test_a_server_that_forgot_the_episode_gets_all_kept_frames_again(
     uninterrupted: list[tuple[int, float]],
 ) -> None:
