@@ -155,11 +155,11 @@ def test_a_good_status_with_a_body_of_something_else_is_an_invalid_message(body:
 
 
 def test_an_answer_that_does_not_come_ends_in_wait_timeout() -> None:
-    with answering(200, delay_s=1.0) as (_, client):
+    with answering(200, delay_s=3.0) as (_, client):
         started = time.monotonic()
         with pytest.raises(WaitTimeout, match="request"):
             client.models()
-        assert time.monotonic() - started < 0.9
+        assert time.monotonic() - started < 2.5
 
 
 def test_nobody_listening_is_a_lost_connection() -> None:
