@@ -36,6 +36,7 @@ RECORDED = [str(rule["record"]) for rule in RULE_LIST if "record" in rule]
 
 SCRAPE = "200ms"
 ATTEMPTS = 3
+PAUSE_S = 0.05
 READY_TIMEOUT_S = 90.0
 SAMPLES_TIMEOUT_S = 60.0
 
@@ -106,7 +107,8 @@ def promtool(*arguments: str) -> subprocess.CompletedProcess[str]:
 def run_robot(service: LiveService, stop: threading.Event) -> None:
     """Stream short episodes until told to stop: scores, drops, a refusal, known and unknown tasks."""
     episodes = 0
-    with RewardClient(port=service.port) as client:
+    # One HTTP client for all: each reads the machine's certificates anew, which holds everyone up.
+    with RewardClient(port=service.port) as client, httpx2.Client(base_url=service.url) as http:
         while not stop.is_set():
             task = fakes.TASKS[episodes % 3] if episodes % 4 else "fold the towel"
             with client.episode(task, fakes.FPS, fakes.CAMERAS, f"robot-{episodes}") as episode:
@@ -115,8 +117,9 @@ def run_robot(service: LiveService, stop: threading.Event) -> None:
                     episode.step(pictures, [0.1 * step] * fakes.STATE_DIM)
                 pictures = {camera: fakes.picture(99 + i) for i, camera in enumerate(fakes.CAMERAS)}
                 episode.push(pictures, [0.0] * fakes.STATE_DIM, deadline_ms=1e-3)
-            assert httpx2.get(f"{service.url}v1/episodes/nobody/events").status_code == 404
+            assert http.get("/v1/episodes/nobody/events").status_code == 404
             episodes += 1
+            stop.wait(PAUSE_S)
 
 
 class Prometheus:
