@@ -14,7 +14,6 @@ from torch import Tensor, nn
 
 from sarm2_models.config import RewardModelConfig, ValueConfig
 from sarm2_models.layers import CausalTrunk, ParallelMLP, Standardise, pad_rows
-from sarm2_models.stage import stage_loss as stage_loss
 from sarm2_models.vocabulary import Vocabulary, load_vocabulary
 
 TEXT_TOKENS = 2

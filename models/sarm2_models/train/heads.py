@@ -20,11 +20,11 @@ import torch
 from torch import Tensor, nn
 
 from sarm2_models.config import RewardModelConfig
-from sarm2_models.stage import StageEstimator
+from sarm2_models.stage import StageEstimator, stage_loss
 from sarm2_models.train.checkpoints import TrainState, load_state, save_state
 from sarm2_models.train.plan import HeadPlan
 from sarm2_models.train.windows import Frames
-from sarm2_models.value import ValueDecoder, stage_loss, value_loss
+from sarm2_models.value import ValueDecoder, value_loss
 from sarm2_models.vocabulary import Vocabulary, load_vocabulary
 from sarm2_models.window import BoolArray, Float16Array, Float32Array, IntArray
 
