@@ -1,9 +1,13 @@
-"""A real server on a free port of loopback, in a thread, and a plain robot that talks to it."""
+"""A real server on loopback, in a thread of the test's process, and a plain robot that talks to it.
+
+with RunningServer(model, max_in_flight=2) as server, server.robot() as robot:
+    robot.start("episode")
+    robot.score(fakes.frame(0))
+"""
 
 from __future__ import annotations
 
 import asyncio
-import socket
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,25 +22,31 @@ import fakes
 from sarm2_client import wire
 from sarm2_client.codec import decode_server_message, encode
 from sarm2_models.reward_model import RewardModel
-from sarm2_service.run import build_app, make_server
+from sarm2_service.run import bind, build_app, make_server
 from sarm2_service.settings import Settings
 from sarm2_service.state import Service
 
 WAIT_S = 10.0
 M = TypeVar("M")
+T = TypeVar("T")
 
 
 class RunningServer:
-    """The shipped server around `model`; use as a context manager."""
+    """The shipped server around `model`, from entering a `with` block until leaving it.
+
+    Args:
+        model: any; a test that breaks nothing in it may share it with others.
+        settings: fields of `Settings`. `port` is a free one unless given, for a server that comes back.
+    """
 
     def __init__(self, model: RewardModel, **settings: Any) -> None:
-        self.settings = Settings(**{"drain_timeout_s": 2, "torch_threads": 1, **settings})
+        self.settings = Settings(**{"port": 0, "drain_timeout_s": 2, "torch_threads": 1, **settings})
         self.model = model
-        self._socket = socket.socket()
-        self._socket.bind(("127.0.0.1", 0))
+        self._socket = bind(self.settings)
         self.port = int(self._socket.getsockname()[1])
-        self.url = f"http://127.0.0.1:{self.port}"
-        self.stream_url = f"ws://127.0.0.1:{self.port}/v1/stream"
+        self.address = f"127.0.0.1:{self.port}"
+        self.url = f"http://{self.address}"
+        self.stream_url = f"ws://{self.address}/v1/stream"
         app = build_app(self.settings, model)
         self.service: Service = app.state.service
         self._server = make_server(self.settings, app)
@@ -63,6 +73,14 @@ class RunningServer:
     def stop(self) -> None:
         """What SIGTERM does."""
         self._server.should_exit = True
+
+    def call(self, work: Callable[[], T]) -> T:
+        """What `work` returns, run on the server's event loop, where its feed and sessions live."""
+
+        async def run() -> T:
+            return work()
+
+        return asyncio.run_coroutine_threadsafe(run(), self.service.loop).result(WAIT_S)
 
     def http(self, **options: Any) -> httpx.Client:
         """An HTTP client for this server."""

@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 
 import fakes
-from live_service import live_service
+from running_server import RunningServer
 from sarm2_cli.score import camera_names, score
 from sarm2_client.errors import InvalidInput
+from sarm2_models.checkpoint import load_bundle
 
 PNG = b"\x89PNG"
 
@@ -43,8 +44,8 @@ def test_a_running_service_gives_the_same_scores_as_a_bundle(
     dataset: Path, bundle: Path, tmp_path: Path
 ) -> None:
     call(dataset, tmp_path / "own", bundle=bundle, episode=[1])
-    with live_service(bundle.parent) as service:
-        call(dataset, tmp_path / "running", server=service.address, episode=[1])
+    with RunningServer(load_bundle(bundle, "cpu")) as server:
+        call(dataset, tmp_path / "running", server=server.address, episode=[1])
     own, running = (
         json.loads((tmp_path / name / "episode_000001.json").read_bytes()) for name in ("own", "running")
     )

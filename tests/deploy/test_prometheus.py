@@ -20,7 +20,7 @@ import pytest
 import yaml  # type: ignore[import-untyped]  # ships no types
 
 import fakes
-from live_service import LiveService, live_service
+from running_server import RunningServer
 from sarm2_client import RewardClient
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -104,7 +104,7 @@ def promtool(*arguments: str) -> subprocess.CompletedProcess[str]:
 # --- a service, robots, and Prometheus ----------------------------------------------------------------
 
 
-def run_robot(service: LiveService, stop: threading.Event) -> None:
+def run_robot(service: RunningServer, stop: threading.Event) -> None:
     """Stream short episodes until told to stop: scores, drops, a refusal, known and unknown tasks."""
     episodes = 0
     # One HTTP client for all: each reads the machine's certificates anew, which holds everyone up.
@@ -223,7 +223,7 @@ def prometheus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus]
     """A Prometheus that has scraped a busy service for a while; robots go on during the tests."""
     folder = tmp_path_factory.mktemp("prometheus")
     stop = threading.Event()
-    with live_service(tmp_path_factory.mktemp("service")) as service:
+    with RunningServer(fakes.make_model(tmp_path_factory.mktemp("model"))) as service:
         robot = threading.Thread(target=run_robot, args=(service, stop), name="robot")
         robot.start()
         try:

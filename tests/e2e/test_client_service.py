@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,7 +11,7 @@ import pytest
 
 import fakes
 from e2e.chaos_proxy import ChaosProxy
-from live_service import LiveService, live_service
+from running_server import RunningServer
 from sarm2_client import Backoff, Episode, RewardClient, Score, Timeouts
 from sarm2_client.errors import (
     Conflict,
@@ -23,6 +22,7 @@ from sarm2_client.errors import (
     TooLarge,
 )
 from sarm2_client.images import encode_jpeg
+from sarm2_models.reward_model import RewardModel
 
 TASK = fakes.TASKS[0]
 LENGTH = 30
@@ -32,18 +32,13 @@ WAITS = Timeouts(connect=5, hello=5, start=5, score=10, resume=15, summary=20, c
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("service")
-
-
-@pytest.fixture(scope="module")
-def service(folder: Path) -> Iterator[LiveService]:
-    with live_service(folder) as running:
+def service(model: RewardModel) -> Iterator[RunningServer]:
+    with RunningServer(model) as running:
         yield running
 
 
 @pytest.fixture
-def client(service: LiveService) -> Iterator[RewardClient]:
+def client(service: RunningServer) -> Iterator[RewardClient]:
     with RewardClient(port=service.port, timeouts=WAITS, backoff=BACKOFF) as client:
         yield client
 
@@ -81,7 +76,7 @@ def assert_same_curve(one: list[Score], two: list[Score]) -> None:
 
 
 @pytest.fixture(scope="module")
-def reference(service: LiveService) -> list[Score]:
+def reference(service: RunningServer) -> list[Score]:
     """Every frame of the episode scored in one HTTP call."""
     with RewardClient(port=service.port, timeouts=WAITS) as client:
         return client.score_episode(TASK, fps=fakes.FPS, frames=steps()).scores
@@ -127,7 +122,7 @@ def test_an_unknown_task_scores_as_uncertain(client: RewardClient) -> None:
 
 
 def test_robots_side_by_side_do_not_change_each_others_scores(
-    service: LiveService, reference: list[Score]
+    service: RunningServer, reference: list[Score]
 ) -> None:
     episodes: dict[int, Episode] = {}
 
@@ -148,7 +143,7 @@ def test_robots_side_by_side_do_not_change_each_others_scores(
 
 
 def test_resets_in_the_middle_of_messages_change_nothing(
-    service: LiveService, reference: list[Score]
+    service: RunningServer, reference: list[Score]
 ) -> None:
     with ChaosProxy(service.port, budgets=[9_000, 2_500, 20_001, 700]) as proxy:
         with RewardClient(port=proxy.port, timeouts=WAITS, backoff=BACKOFF) as client:
@@ -161,15 +156,15 @@ def test_resets_in_the_middle_of_messages_change_nothing(
 
 
 def test_a_service_that_stops_and_comes_back_gives_the_same_curve(
-    folder: Path, reference: list[Score]
+    model: RewardModel, reference: list[Score]
 ) -> None:
     frames = steps()
-    with live_service(folder) as first:
+    with RunningServer(model) as first:
         port = first.port
         client = RewardClient(port=port, timeouts=WAITS, backoff=BACKOFF)
         episode = open_episode(client).__enter__()
         push_all(episode, frames[:15])
-    with live_service(folder, port=port), client:
+    with RunningServer(model, port=port), client:
         push_all(episode, frames[15:])
         episode.close()
     assert_same_curve(sorted(episode.scores, key=lambda score: score.seq), reference)
@@ -177,10 +172,10 @@ def test_a_service_that_stops_and_comes_back_gives_the_same_curve(
 
 
 def test_a_draining_service_sends_its_robots_to_a_replica(
-    folder: Path, service: LiveService, reference: list[Score]
+    model: RewardModel, service: RunningServer, reference: list[Score]
 ) -> None:
     frames = steps()
-    with live_service(folder) as first:
+    with RunningServer(model) as first:
         client = RewardClient(
             port=first.port, timeouts=WAITS, backoff=BACKOFF, replicas=[("127.0.0.1", service.port)]
         )
@@ -192,9 +187,9 @@ def test_a_draining_service_sends_its_robots_to_a_replica(
     assert_same_curve(sorted(episode.scores, key=lambda score: score.seq), reference)
 
 
-def test_a_service_that_is_gone_ends_in_connection_lost(folder: Path) -> None:
+def test_a_service_that_is_gone_ends_in_connection_lost(model: RewardModel) -> None:
     waits = Timeouts(resume=0.3, close=0.5)
-    with live_service(folder) as service:
+    with RunningServer(model) as service:
         client = RewardClient(port=service.port, timeouts=waits, backoff=BACKOFF)
         client.infer({**step(0), "task": TASK})
     with client, pytest.raises(ConnectionLost):
@@ -229,7 +224,7 @@ def test_an_episode_that_the_service_refuses_raises_its_words_and_the_next_one_o
 
 
 def test_a_frame_that_the_service_refuses_is_reported_and_the_episode_goes_on(
-    service: LiveService, reference: list[Score]
+    service: RunningServer, reference: list[Score]
 ) -> None:
     """A client that is told another size sends pictures that break the service's pixel limit."""
     frames = steps(length=3)
@@ -241,7 +236,7 @@ def test_a_frame_that_the_service_refuses_is_reported_and_the_episode_goes_on(
         assert episode.errors[0].seq == 0
 
 
-def test_a_session_id_in_use_is_a_conflict(client: RewardClient, service: LiveService) -> None:
+def test_a_session_id_in_use_is_a_conflict(client: RewardClient, service: RunningServer) -> None:
     with (
         RewardClient(port=service.port, timeouts=WAITS) as other,
         open_episode(client, session_id="mine"),

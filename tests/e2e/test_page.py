@@ -21,8 +21,9 @@ import pytest
 from playwright.sync_api import Browser, ConsoleMessage, Locator, Page, expect, sync_playwright
 
 import fakes
-from live_service import LiveService, live_service
+from running_server import RunningServer
 from sarm2_client import RewardClient, wire
+from sarm2_models.reward_model import RewardModel
 from sarm2_service.events import EpisodeView
 
 Opener: TypeAlias = Callable[..., Page]
@@ -53,27 +54,25 @@ HOSTILE_TASK = "<img src=x onerror='document.title=\"owned\"'> & <b>lift</b> the
 class Story:
     """An episode that is told to the service's feed, a stretch at a time."""
 
-    service: LiveService
+    server: RunningServer
     view: EpisodeView
     frames: int = 0
     progress: float = 0.0
 
     @classmethod
-    def begin(cls, service: LiveService, session_id: str, task: str = fakes.TASKS[0]) -> Story:
-        views: list[EpisodeView] = []
+    def begin(cls, server: RunningServer, session_id: str, task: str = fakes.TASKS[0]) -> Story:
         start = fakes.start(session_id, task=task)
-        service.call(lambda: views.append(service.app.state.service.feed.open(start)))
-        story = cls(service, views[0])
-        service.call(lambda: story.view.show(fakes.images(len(session_id), 64)))
+        story = cls(server, server.call(lambda: server.service.feed.open(start)))
+        server.call(lambda: story.view.show(fakes.images(len(session_id), 64)))
         return story
 
     def tell(self, frames: int, *, by: float = 0.012, doubt: bool = False) -> Story:
         """Some frames more; each adds `by` to the progress."""
         for _ in range(frames):
             self.progress = min(0.99, max(0.0, self.progress + by))
-            score = make_score(self.frames, self.progress, doubt, self.service)
+            score = make_score(self.frames, self.progress, doubt, self.server)
             data = msgspec.msgpack.encode(score)
-            self.service.call(lambda score=score, data=data: self.view.add_score(score, data))  # type: ignore[misc]
+            self.server.call(lambda score=score, data=data: self.view.add_score(score, data))  # type: ignore[misc]
             self.frames += 1
         return self
 
@@ -83,12 +82,12 @@ class Story:
 
     def end(self) -> Story:
         summary = make_summary(self.view, self.frames, self.progress)
-        self.service.call(lambda: self.view.end(summary))
+        self.server.call(lambda: self.view.end(summary))
         return self
 
 
-def make_score(seq: int, progress: float, doubt: bool, service: LiveService) -> wire.Score:
-    info = service.app.state.service.scorer.info
+def make_score(seq: int, progress: float, doubt: bool, server: RunningServer) -> wire.Score:
+    info = server.service.scorer.info
     primitive = "null" if doubt and seq % 2 else STAGES[min(len(STAGES) - 1, int(progress * len(STAGES)))]
     index = info.primitives.index(primitive)
     group = "other" if doubt else info.groups[info.primitive_groups[index]]
@@ -125,14 +124,9 @@ def browser() -> Iterator[Browser]:
         launched.close()
 
 
-@pytest.fixture(scope="module")
-def bundle_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("bundle")
-
-
 @pytest.fixture
-def service(bundle_folder: Path) -> Iterator[LiveService]:
-    with live_service(bundle_folder) as running:
+def server(model: RewardModel) -> Iterator[RunningServer]:
+    with RunningServer(model) as running:
         yield running
 
 
@@ -146,7 +140,7 @@ def open_page(browser: Browser) -> Iterator[Opener]:
         if message.type == "error" and "Failed to load resource" not in message.text:
             complaints.append(message.text)
 
-    def open_one(service: LiveService, path: str = "", *, phone: bool = False, dark: bool = True) -> Page:
+    def open_one(server: RunningServer, path: str = "", *, phone: bool = False, dark: bool = True) -> Page:
         context = browser.new_context(
             viewport=PHONE if phone else DESK,  # type: ignore[arg-type]  # a TypedDict of the same two keys
             color_scheme="dark" if dark else "light",
@@ -156,7 +150,7 @@ def open_page(browser: Browser) -> Iterator[Opener]:
         page.set_default_timeout(10_000)
         page.on("console", listen)
         page.on("pageerror", lambda error: complaints.append(str(error)))
-        page.goto(service.url + path)
+        page.goto(f"{server.url}/{path}")
         return page
 
     yield open_one
@@ -193,13 +187,13 @@ def colours_of(canvas: Locator) -> int:
 
 
 def test_without_an_episode_the_page_teaches_how_to_start_one(
-    service: LiveService, open_page: Opener
+    server: RunningServer, open_page: Opener
 ) -> None:
-    page = open_page(service)
+    page = open_page(server)
     expect(page.get_by_role("heading", name="No episode yet")).to_be_visible()
     expect(page.get_by_text("sarm2 demo")).to_be_visible()
     snippet = page.locator("#snippet")
-    expect(snippet).to_contain_text(f"port={service.port}")
+    expect(snippet).to_contain_text(f"port={server.port}")
     expect(snippet).to_contain_text('cameras = ["corner", "side", "wrist"]')
     compile(snippet.inner_text(), "snippet", "exec")
     assert colours_of(page.locator("#example")) > 10
@@ -218,11 +212,13 @@ def stream_and_hold(port: int, answers: Queue[wire.Score], over: threading.Event
         over.wait(60)
 
 
-def test_an_episode_of_the_real_client_appears_while_it_runs(service: LiveService, open_page: Opener) -> None:
-    page = open_page(service)
+def test_an_episode_of_the_real_client_appears_while_it_runs(
+    server: RunningServer, open_page: Opener
+) -> None:
+    page = open_page(server)
     answers: Queue[wire.Score] = Queue()
     over = threading.Event()
-    robot = threading.Thread(target=stream_and_hold, args=(service.port, answers, over), name="robot")
+    robot = threading.Thread(target=stream_and_hold, args=(server.port, answers, over), name="robot")
     robot.start()
     try:
         latest = answers.get(timeout=30)
@@ -245,9 +241,9 @@ def test_an_episode_of_the_real_client_appears_while_it_runs(service: LiveServic
     expect(card(page, "robot-1").locator(".badge")).to_have_text("ended")
 
 
-def test_scores_arrive_live_and_a_drop_is_marked(service: LiveService, open_page: Opener) -> None:
-    story = Story.begin(service, "robot-2").tell(40)
-    page = open_page(service)
+def test_scores_arrive_live_and_a_drop_is_marked(server: RunningServer, open_page: Opener) -> None:
+    story = Story.begin(server, "robot-2").tell(40)
+    page = open_page(server)
     shown = card(page, "robot-2")
     expect(fact(shown, "frames")).to_have_text("40")
     expect(shown.locator(".fall-note")).to_be_hidden()
@@ -258,19 +254,19 @@ def test_scores_arrive_live_and_a_drop_is_marked(service: LiveService, open_page
     expect(page.locator("#announce")).to_contain_text("robot-2: progress fell")
 
 
-def test_a_slow_decline_is_not_a_fall(service: LiveService, open_page: Opener) -> None:
-    Story.begin(service, "robot-3").tell(40).tell(40, by=-0.008).end()
-    page = open_page(service)
+def test_a_slow_decline_is_not_a_fall(server: RunningServer, open_page: Opener) -> None:
+    Story.begin(server, "robot-3").tell(40).tell(40, by=-0.008).end()
+    page = open_page(server)
     shown = card(page, "robot-3")
     expect(fact(shown, "frames")).to_have_text("80")
     expect(shown.locator(".fall-note")).to_be_hidden()
 
 
 def test_an_uncertain_stretch_is_hatched_in_the_legend_and_told(
-    service: LiveService, open_page: Opener
+    server: RunningServer, open_page: Opener
 ) -> None:
-    story = Story.begin(service, "robot-4").tell(30).tell(10, doubt=True)
-    page = open_page(service, "#robot-4")
+    story = Story.begin(server, "robot-4").tell(30).tell(10, doubt=True)
+    page = open_page(server, "#robot-4")
     shown = card(page, "robot-4")
     expect(shown.locator(".certainty")).to_have_text("uncertain, 40 % sure")
     expect(shown.locator(".legend .hatched")).to_be_visible()
@@ -280,12 +276,12 @@ def test_an_uncertain_stretch_is_hatched_in_the_legend_and_told(
 
 
 def test_several_episodes_stand_side_by_side_the_live_ones_first(
-    service: LiveService, open_page: Opener
+    server: RunningServer, open_page: Opener
 ) -> None:
-    Story.begin(service, "done").tell(60).drop().tell(50).end()
-    Story.begin(service, "doubtful", fakes.TASKS[1]).tell(30).tell(12, doubt=True).tell(15)
-    Story.begin(service, "dropping", fakes.TASKS[2]).tell(55).drop().tell(12)
-    page = open_page(service)
+    Story.begin(server, "done").tell(60).drop().tell(50).end()
+    Story.begin(server, "doubtful", fakes.TASKS[1]).tell(30).tell(12, doubt=True).tell(15)
+    Story.begin(server, "dropping", fakes.TASKS[2]).tell(55).drop().tell(12)
+    page = open_page(server)
     expect(page.get_by_role("article")).to_have_count(3)
     expect(page.locator("#counts")).to_have_text("2 live, 1 ended")
     expect(page.get_by_role("article").last).to_have_attribute("aria-label", "Episode done")
@@ -298,10 +294,10 @@ def test_several_episodes_stand_side_by_side_the_live_ones_first(
 
 
 def test_more_live_episodes_than_streams_are_all_shown_in_turn(
-    service: LiveService, open_page: Opener
+    server: RunningServer, open_page: Opener
 ) -> None:
-    stories = [Story.begin(service, f"robot-{i}").tell(10 + i) for i in range(7)]
-    page = open_page(service)
+    stories = [Story.begin(server, f"robot-{i}").tell(10 + i) for i in range(7)]
+    page = open_page(server)
     for i, _ in enumerate(stories):
         shown = card(page, f"robot-{i}")
         shown.scroll_into_view_if_needed()
@@ -309,11 +305,11 @@ def test_more_live_episodes_than_streams_are_all_shown_in_turn(
 
 
 def test_a_card_is_enlarged_by_click_or_key_and_shrinks_by_escape(
-    service: LiveService, open_page: Opener
+    server: RunningServer, open_page: Opener
 ) -> None:
-    Story.begin(service, "one").tell(60).drop().tell(10, doubt=True).tell(40)
-    Story.begin(service, "two").tell(20)
-    page = open_page(service)
+    Story.begin(server, "one").tell(60).drop().tell(10, doubt=True).tell(40)
+    Story.begin(server, "two").tell(20)
+    page = open_page(server)
     button = card(page, "one").get_by_role("button")
     expect(button).to_have_attribute("aria-expanded", "false")
     button.click()
@@ -331,10 +327,10 @@ def test_a_card_is_enlarged_by_click_or_key_and_shrinks_by_escape(
 
 
 def test_the_frames_of_an_enlarged_card_can_be_read_one_by_one(
-    service: LiveService, open_page: Opener
+    server: RunningServer, open_page: Opener
 ) -> None:
-    Story.begin(service, "read").tell(50).end()
-    page = open_page(service, "#read")
+    Story.begin(server, "read").tell(50).end()
+    page = open_page(server, "#read")
     slider = card(page, "read").get_by_role("slider", name="Frame of the episode")
     expect(slider).to_have_attribute("aria-valuemax", "49")
     slider.focus()
@@ -348,26 +344,28 @@ def test_the_frames_of_an_enlarged_card_can_be_read_one_by_one(
     expect(card(page, "read").locator(".cursor-readout")).to_contain_text("reward")
 
 
-def test_what_robots_name_things_stays_text(service: LiveService, open_page: Opener) -> None:
-    Story.begin(service, "a.b:c-d_e", HOSTILE_TASK).tell(5)
-    page = open_page(service)
+def test_what_robots_name_things_stays_text(server: RunningServer, open_page: Opener) -> None:
+    Story.begin(server, "a.b:c-d_e", HOSTILE_TASK).tell(5)
+    page = open_page(server)
     shown = card(page, "a.b:c-d_e")
     expect(shown.get_by_role("heading")).to_have_text(HOSTILE_TASK)
     assert shown.locator("h2 img, h2 b").count() == 0
     assert page.title() == "SARM2 live"
 
 
-def test_a_new_episode_of_the_same_name_replaces_the_old_one(service: LiveService, open_page: Opener) -> None:
-    Story.begin(service, "again").tell(60).end()
-    page = open_page(service)
+def test_a_new_episode_of_the_same_name_replaces_the_old_one(
+    server: RunningServer, open_page: Opener
+) -> None:
+    Story.begin(server, "again").tell(60).end()
+    page = open_page(server)
     expect(fact(card(page, "again"), "frames")).to_have_text("60")
-    Story.begin(service, "again").tell(3)
+    Story.begin(server, "again").tell(3)
     expect(fact(card(page, "again"), "frames")).to_have_text("3")
     expect(card(page, "again").locator(".badge")).to_have_text("live")
 
 
-def test_a_lost_service_is_told_and_its_return_too(bundle_folder: Path, open_page: Opener) -> None:
-    with live_service(bundle_folder) as first:
+def test_a_lost_service_is_told_and_its_return_too(model: RewardModel, open_page: Opener) -> None:
+    with RunningServer(model) as first:
         Story.begin(first, "before").tell(10)
         page = open_page(first)
         expect(page.locator("#link")).to_have_text("connected")
@@ -376,7 +374,7 @@ def test_a_lost_service_is_told_and_its_return_too(bundle_folder: Path, open_pag
     expect(page.locator("#link")).to_contain_text("no connection to the service")
     expect(fact(card(page, "before"), "frames")).to_have_text("10")
     expect(card(page, "before").locator(".badge")).to_have_text("reconnecting")
-    with live_service(bundle_folder, port) as second:
+    with RunningServer(model, port=port) as second:
         Story.begin(second, "after").tell(4)
         expect(page.locator("#link")).to_have_text("connected", timeout=20_000)
         expect(fact(card(page, "after"), "frames")).to_have_text("4")
@@ -384,10 +382,12 @@ def test_a_lost_service_is_told_and_its_return_too(bundle_folder: Path, open_pag
 
 
 @pytest.mark.parametrize("dark", [True, False])
-def test_a_phone_scrolls_down_but_never_sideways(service: LiveService, open_page: Opener, dark: bool) -> None:
-    Story.begin(service, "long-name." + "x" * 100, HOSTILE_TASK * 3).tell(60).drop().tell(20)
-    Story.begin(service, "robot-2").tell(10, doubt=True)
-    page = open_page(service, "#robot-2", phone=True, dark=dark)
+def test_a_phone_scrolls_down_but_never_sideways(
+    server: RunningServer, open_page: Opener, dark: bool
+) -> None:
+    Story.begin(server, "long-name." + "x" * 100, HOSTILE_TASK * 3).tell(60).drop().tell(20)
+    Story.begin(server, "robot-2").tell(10, doubt=True)
+    page = open_page(server, "#robot-2", phone=True, dark=dark)
     expect(page.get_by_role("article")).to_have_count(2)
     expect(fact(card(page, "robot-2"), "frames")).to_have_text("10")
     assert page.evaluate("document.documentElement.scrollWidth") <= PHONE["width"]
@@ -395,15 +395,15 @@ def test_a_phone_scrolls_down_but_never_sideways(service: LiveService, open_page
 
 
 def test_the_page_has_no_inline_script_or_style_and_asks_no_other_host(
-    service: LiveService, open_page: Opener
+    server: RunningServer, open_page: Opener
 ) -> None:
-    Story.begin(service, "robot-5").tell(10)
+    Story.begin(server, "robot-5").tell(10)
     asked: list[str] = []
-    page = open_page(service)
+    page = open_page(server)
     page.on("request", lambda request: asked.append(request.url))
     page.reload()
     expect(fact(card(page, "robot-5"), "frames")).to_have_text("10")
     assert asked
-    assert [url for url in asked if not url.startswith(service.url)] == []
-    source = page.request.get(service.url).text()
+    assert [url for url in asked if not url.startswith(f"{server.url}/")] == []
+    source = page.request.get(server.url).text()
     assert not re.search(r"<style|\sstyle=|\son\w+=|<script(?![^>]*\ssrc=)", source)
