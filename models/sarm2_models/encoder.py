@@ -23,7 +23,7 @@ import numpy.typing as npt
 import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoTokenizer, SiglipModel
+from transformers import AutoTokenizer, SiglipConfig, SiglipModel
 from transformers.utils import cached_file
 from transformers.utils import logging as transformers_logging
 
@@ -100,15 +100,9 @@ class ImageTextEncoder:
         """
         name = str(source)
         try:
-            config = AutoConfig.from_pretrained(name)
-            if config.model_type != "siglip":
-                raise InvalidInput(
-                    f"encoder {name!r}: expected a model of type 'siglip' (fixed-resolution SigLIP or "
-                    f"SigLIP-2), got {config.model_type!r}",
-                    field="encoder",
-                )
+            config = _read_config(name)
             model = _load_model(name, config)
-            tokenizer = AutoTokenizer.from_pretrained(name)
+            tokenizer = AutoTokenizer.from_pretrained(name, config=config)
             mean, std = _read_normalisation(name)
         except (OSError, ValueError) as error:
             raise NotFound(
@@ -124,7 +118,7 @@ class ImageTextEncoder:
         Weights that are float16 numbers (see `round_to_half`) are stored as such.
         """
         model = self._original
-        with _quiet():
+        with _quiet(), _without_warnings():
             # Half the size where nothing is lost by it; loading gives float32 again.
             (copy.deepcopy(model).half() if _fits_half(model) else model).save_pretrained(folder)
         self._tokenizer.save_pretrained(folder)
@@ -248,7 +242,22 @@ def make_preprocess(size: int, mean: Sequence[float], std: Sequence[float]) -> P
     return Preprocess(**values, hash=hashlib.sha256(text).hexdigest())
 
 
-def _load_model(name: str, config: Any) -> SiglipModel:
+def _read_config(name: str) -> SiglipConfig:
+    values, _ = SiglipConfig.get_config_dict(name)
+    if not values:
+        raise FileNotFoundError("there is no config.json")
+    kind = values.get("model_type")
+    if kind != "siglip":
+        raise InvalidInput(
+            f"encoder {name!r}: expected a model of type 'siglip' (fixed-resolution SigLIP or SigLIP-2), got "
+            f"{kind!r}",
+            field="encoder",
+        )
+    # Not `from_pretrained`: it formats the config for a log line, see `_without_warnings`.
+    return SiglipConfig(**values)
+
+
+def _load_model(name: str, config: SiglipConfig) -> SiglipModel:
     try:
         with _quiet():
             model, report = SiglipModel.from_pretrained(
@@ -280,6 +289,21 @@ def _quiet() -> Iterator[None]:
     finally:
         if shown:
             transformers_logging.enable_progress_bar()
+
+
+@contextmanager
+def _without_warnings() -> Iterator[None]:
+    """Without transformers' warnings, where it writes a config.
+
+    It writes what differs from a default SiglipTextConfig, and that default (vocabulary 32000, ids 49406
+    and 49407) does not pass its own check: every SigLIP warns, whatever ids it has (transformers 5.23).
+    """
+    verbosity = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(verbosity)
 
 
 def _check_model(vision: Any, text: Any) -> None:

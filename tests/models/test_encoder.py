@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -128,6 +130,20 @@ def test_saving_and_loading_is_exact(tmp_path: Path) -> None:
     assert again.id == encoder.id
     assert np.array_equal(again.encode_images(pictures(4)), encoder.encode_images(pictures(4)))
     assert np.array_equal(again.encode_texts(["ball"]), encoder.encode_texts(["ball"]))
+
+
+def test_saving_and_loading_say_nothing(tmp_path: Path) -> None:
+    script = (
+        "import sys; from pathlib import Path; from models.tiny import tiny_encoder; "
+        "from sarm2_models.encoder import ImageTextEncoder; "
+        "tiny_encoder().save(Path(sys.argv[1])); ImageTextEncoder.load(sys.argv[1])"
+    )
+    # In a process of its own: transformers gives each warning once a process.
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(tmp_path)],
+        capture_output=True, text=True, timeout=120, cwd=Path(__file__).parents[1], check=True,
+    )  # fmt: skip
+    assert done.stdout + done.stderr == ""
 
 
 def test_weights_rounded_to_half_take_half_the_space_and_lose_nothing(tmp_path: Path) -> None:
