@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import TracebackType
@@ -29,6 +30,14 @@ from sarm2_service.state import Service
 WAIT_S = 10.0
 M = TypeVar("M")
 T = TypeVar("T")
+
+
+def wait_until(true: Callable[[], bool]) -> None:
+    """Wait for what another thread brings about; fails after `WAIT_S` seconds."""
+    deadline = time.monotonic() + WAIT_S
+    while not true():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.005)
 
 
 class RunningServer:

@@ -17,13 +17,15 @@ _log = logging.getLogger("sarm2_client")
 class Answers:
     """The answers of one episode. A frame is settled once it is scored, dropped or refused.
 
+    A resumed connection may bring an answer again, or another one; the first of each frame counts.
+
     Lives on the event loop; its lists may be read from any thread.
 
     Args:
         on_settled: called after each frame that settles.
 
     Attributes:
-        scores: every score once, in the order of arrival.
+        scores: in the order of arrival.
         latest: the score of the newest frame scored, or None.
         errors: what went wrong with single frames.
         dropped: realtime frames that the service dropped.
@@ -39,7 +41,7 @@ class Answers:
         self.unsettled: set[int] = set()
         self.in_flight: dict[int, float] = {}
         self._on_settled = on_settled
-        self._scored: set[int] = set()
+        self._counted: set[int] = set()
         self._waiters: dict[int, asyncio.Future[wire.Score]] = {}
 
     def expect(self, seq: int) -> None:
@@ -68,8 +70,7 @@ class Answers:
 
     def take_score(self, score: wire.Score) -> None:
         """A score came. It settles all frames up to `durable_seq`: answers may be lost with a connection."""
-        if score.seq not in self._scored:
-            self._scored.add(score.seq)
+        if self._counts(score.seq):
             self.scores.append(score)
             if self.latest is None or score.seq > self.latest.seq:
                 self.latest = score
@@ -79,7 +80,7 @@ class Answers:
 
     def take_dropped(self, dropped: wire.Dropped) -> None:
         """The service will not score this realtime frame."""
-        if dropped.seq in self.unsettled:
+        if self._counts(dropped.seq):
             self.dropped += 1
         self._settle(
             dropped.seq, Overloaded(f"frame {dropped.seq} was dropped: {dropped.reason}", seq=dropped.seq)
@@ -91,7 +92,7 @@ class Answers:
 
     def refuse(self, seq: int, error: Sarm2Error) -> None:
         """A frame failed, here or at the service."""
-        if seq not in self._scored:
+        if self._counts(seq):
             self.errors.append(error)
             _log.warning("frame %d: %s", seq, error.message)
         self._settle(seq, error)
@@ -103,6 +104,12 @@ class Answers:
         self.unsettled.clear()
         self.in_flight.clear()
         self._on_settled()
+
+    def _counts(self, seq: int) -> bool:
+        """Whether this is the first answer to a frame."""
+        first = seq not in self._counted
+        self._counted.add(seq)
+        return first
 
     def _settle(self, seq: int, outcome: wire.Score | Sarm2Error) -> None:
         self.unsettled.discard(seq)

@@ -26,6 +26,7 @@ class ChaosProxy:
         self._sockets: list[socket.socket] = []
         self.port: int = self._listener.getsockname()[1]
         self.resets = 0
+        self._muted: list[socket.socket] = []
 
     def __enter__(self) -> ChaosProxy:
         self._spawn(self._accept)
@@ -40,6 +41,16 @@ class ChaosProxy:
             _hang_up(relayed)
         for thread in self._threads:
             thread.join(5)
+
+    def mute(self) -> None:
+        """From now on, what the server says on the present connections is lost on the way."""
+        self._muted = list(self._sockets)
+
+    def reset(self) -> None:
+        """Break the present connections."""
+        self.resets += 1
+        for relayed in self._sockets:
+            _hang_up(relayed)
 
     def _spawn(self, work: object, *arguments: object) -> None:
         assert callable(work)
@@ -56,26 +67,29 @@ class ChaosProxy:
             server = socket.create_connection(("127.0.0.1", self._target))
             self._sockets += [client, server]
             budget = self._budgets.pop(0) if self._budgets else None
-            self._spawn(self._relay, client, server, budget)
-            self._spawn(self._relay, server, client, None)
+            self._spawn(self._relay_to_server, client, server, budget)
+            self._spawn(self._relay_to_client, server, client)
 
-    def _relay(self, source: socket.socket, target: socket.socket, budget: int | None) -> None:
+    def _relay_to_client(self, server: socket.socket, client: socket.socket) -> None:
+        with suppress(OSError):
+            while data := server.recv(_CHUNK):
+                if client not in self._muted:
+                    client.sendall(data)
+        _hang_up(server)
+        _hang_up(client)
+
+    def _relay_to_server(self, client: socket.socket, server: socket.socket, budget: int | None) -> None:
         carried = 0
-        while True:
-            try:
-                data = source.recv(_CHUNK)
+        with suppress(OSError):
+            while data := client.recv(_CHUNK):
                 if budget is not None and carried + len(data) > budget:
-                    target.sendall(data[: budget - carried])
+                    server.sendall(data[: budget - carried])
                     self.resets += 1
                     break
-                if not data:
-                    break
-                target.sendall(data)
-            except OSError:
-                break
-            carried += len(data)
-        _hang_up(source)
-        _hang_up(target)
+                server.sendall(data)
+                carried += len(data)
+        _hang_up(client)
+        _hang_up(server)
 
 
 def _hang_up(relayed: socket.socket) -> None:

@@ -11,7 +11,7 @@ import pytest
 
 import fakes
 from e2e.chaos_proxy import ChaosProxy
-from running_server import RunningServer
+from running_server import RunningServer, wait_until
 from sarm2_client import Backoff, Episode, RewardClient, Score, Timeouts
 from sarm2_client.errors import (
     Conflict,
@@ -153,6 +153,46 @@ def test_resets_in_the_middle_of_messages_change_nothing(
     assert episode.resumes >= 3
     assert episode.summary is not None
     assert episode.summary.scored == LENGTH
+
+
+@pytest.mark.parametrize(
+    ("deadline_ms", "metric", "labels", "errors", "dropped"),
+    [
+        (None, "sarm2_errors_total", {"code": "model_failed"}, 8, 0),
+        (1e-3, "sarm2_dropped_frames_total", {"reason": "deadline"}, 0, 8),
+    ],
+    ids=["errors", "drops"],
+)
+def test_an_answer_that_a_resume_brings_twice_counts_once(
+    model: RewardModel,
+    monkeypatch: pytest.MonkeyPatch,
+    deadline_ms: float | None,
+    metric: str,
+    labels: dict[str, str],
+    errors: int,
+    dropped: int,
+) -> None:
+    """The service sends again what it answered, and answers again each frame that the client sends again."""
+
+    def fail(images_BHWC: object) -> None:
+        raise ZeroDivisionError
+
+    with (
+        RunningServer(model) as server,
+        ChaosProxy(server.port, budgets=[]) as proxy,
+        RewardClient(port=proxy.port, timeouts=WAITS, backoff=BACKOFF) as client,
+        open_episode(client, qos="realtime") as episode,
+    ):
+        monkeypatch.setattr(model.encoder, "encode_images", fail)
+        proxy.mute()
+        for frame in steps(length=8):
+            episode.push(frame["images"], frame["state"], deadline_ms=deadline_ms)
+        wait_until(lambda: server.metric(metric, **labels) == 8)
+        proxy.reset()
+        episode.close()
+    assert episode.resumes == 1
+    assert [error.seq for error in episode.errors] == list(range(errors))
+    assert episode.dropped == dropped
 
 
 def test_a_service_that_stops_and_comes_back_gives_the_same_curve(
