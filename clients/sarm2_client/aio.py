@@ -16,7 +16,7 @@ import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from types import TracebackType
-from typing import Any, TypeAlias
+from typing import Any
 
 import httpx2
 import msgspec
@@ -39,7 +39,7 @@ from sarm2_client.errors import (
     TooLarge,
     WaitTimeout,
 )
-from sarm2_client.images import ImageHWC, prepare_image
+from sarm2_client.images import Picture, prepare_image
 from sarm2_client.options import EpisodeOptions
 from sarm2_client.outbox import own_images, own_state
 from sarm2_client.stream import AsyncEpisode
@@ -47,9 +47,6 @@ from sarm2_client.timeouts import Backoff, Timeouts, bounded
 
 DEFAULT_PORT = 8765
 MEDIA_TYPE = "application/msgpack"
-
-Picture: TypeAlias = "ImageHWC | bytes"
-"""uint8 RGB (H, W, 3), or a JPEG file."""
 
 _STATUS_ERRORS: dict[int, type[Sarm2Error]] = {
     401: NotAllowed,
@@ -201,8 +198,9 @@ class AsyncRewardClient:
         """Score a whole episode in one call: one score a frame, in order, and the summary.
 
         Args:
-            frames: each a mapping with `images` (per camera a uint8 RGB array (H, W, 3) or a JPEG file),
-                `state` (finite, (S,)) and, where frames are missing, `seq`.
+            task, fps, session_id, reward, gamma: as in `episode`.
+            frames: each a mapping with `images` and `state` as in `AsyncEpisode.push` and, where frames are
+                missing, `seq`.
 
         Raises InvalidInput and its kin, Overloaded, ConnectionLost, WaitTimeout.
         """

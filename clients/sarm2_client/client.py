@@ -22,8 +22,9 @@ import numpy as np
 import numpy.typing as npt
 
 from sarm2_client import wire
-from sarm2_client.aio import DEFAULT_PORT, AsyncRewardClient, Picture
+from sarm2_client.aio import DEFAULT_PORT, AsyncRewardClient
 from sarm2_client.errors import InvalidInput, Sarm2Error
+from sarm2_client.images import Picture
 from sarm2_client.options import EpisodeOptions
 from sarm2_client.stream import AsyncEpisode
 from sarm2_client.timeouts import Backoff, Timeouts
@@ -93,7 +94,7 @@ class Episode:
 
     def push(
         self,
-        images: Mapping[str, Any],
+        images: Mapping[str, Picture],
         state: npt.ArrayLike,
         seq: int | None = None,
         t_ns: int | None = None,
@@ -112,9 +113,13 @@ class Episode:
         return frame.seq
 
     def step(
-        self, images: Mapping[str, Any], state: npt.ArrayLike, seq: int | None = None, t_ns: int | None = None
+        self,
+        images: Mapping[str, Picture],
+        state: npt.ArrayLike,
+        seq: int | None = None,
+        t_ns: int | None = None,
     ) -> wire.Score:
-        """Push one step and wait for its score, for `timeouts.score` seconds at most."""
+        """Push one step and wait for its score; arguments and errors as in `AsyncEpisode.step`."""
         return self._loop.run(self._episode.step(images, state, seq, t_ns))
 
     def close(self) -> wire.Summary:
@@ -237,9 +242,8 @@ class RewardClient:
         """Score one step and wait for the answer, for `timeouts.score` seconds at most.
 
         Args:
-            observation: `images` (per camera a uint8 RGB array (H, W, 3) or a JPEG file) and `state` ((S,),
-                finite); on the first step of an episode `task` or `prompt` as well, and `fps` where it is not
-                the client's. Optional: `seq`, `t_ns`.
+            observation: `images` and `state` as in `Episode.push`; on the first step of an episode `task` or
+                `prompt` as well, and `fps` where it is not the client's. Optional: `seq`, `t_ns`.
 
         Returns: the fields of `wire.Score` as a plain dict.
 

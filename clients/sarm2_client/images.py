@@ -27,6 +27,9 @@ from sarm2_client.errors import InvalidImage, TooLarge
 
 ImageHWC: TypeAlias = npt.NDArray[np.uint8]
 
+Picture: TypeAlias = ImageHWC | bytes
+"""What a camera brings: a uint8 RGB array (H, W, 3) of any size, or a JPEG file."""
+
 JPEG_QUALITY: Final = 95
 JPEG_SUBSAMPLING: Final = "444"
 """Objects of interest are 3 to 4 pixels wide at 96 pixels: halving the chroma would wash their colour out."""
@@ -105,7 +108,7 @@ def encode_jpeg(image_HWC: ImageHWC, quality: int = JPEG_QUALITY) -> bytes:
     return data
 
 
-def prepare_image(image: ImageHWC | bytes, size: int, *, max_pixels: int = MAX_PIXELS) -> wire.Image:
+def prepare_image(image: Picture, size: int, *, max_pixels: int = MAX_PIXELS) -> wire.Image:
     """What a client sends for a picture: a JPEG of a `size` x `size` square.
 
     Args:

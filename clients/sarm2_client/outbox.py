@@ -15,7 +15,7 @@ from sarm2_client import wire
 from sarm2_client.checks import check_state
 from sarm2_client.codec import encode
 from sarm2_client.errors import InvalidImage, InvalidState
-from sarm2_client.images import ImageHWC, check_image, prepare_image
+from sarm2_client.images import Picture, check_image, prepare_image
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class PendingFrame:
 
     seq: int
     t_ns: int
-    images: Mapping[str, ImageHWC | bytes]
+    images: Mapping[str, Picture]
     state: list[float]
     deadline_ms: float | None = None
 
@@ -47,7 +47,7 @@ class PendingFrame:
         )
 
 
-def own_images(images: Mapping[str, Any], cameras: list[str]) -> dict[str, ImageHWC | bytes]:
+def own_images(images: Mapping[str, Any], cameras: list[str]) -> dict[str, Picture]:
     """Checked copies of the pictures, so that a camera driver may reuse its buffers at once.
 
     Raises InvalidImage for a missing or unknown camera and for what is neither uint8 (H, W, 3) nor bytes.
@@ -57,7 +57,7 @@ def own_images(images: Mapping[str, Any], cameras: list[str]) -> dict[str, Image
             f"expected pictures of {', '.join(cameras)}, got {', '.join(map(str, images)) or 'none'}",
             field="images",
         )
-    copies: dict[str, ImageHWC | bytes] = {}
+    copies: dict[str, Picture] = {}
     for camera in cameras:
         image = images[camera]
         if isinstance(image, (bytes, bytearray, memoryview)):

@@ -16,7 +16,6 @@ import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from types import TracebackType
-from typing import Any
 
 import numpy.typing as npt
 
@@ -31,6 +30,7 @@ from sarm2_client.errors import (
     Sarm2Error,
     WaitTimeout,
 )
+from sarm2_client.images import Picture
 from sarm2_client.opener import Opener
 from sarm2_client.options import EpisodeOptions
 from sarm2_client.outbox import Outbox, PendingFrame, ResendBuffer, own_images, own_state
@@ -163,7 +163,7 @@ class AsyncEpisode:
 
     def make_frame(
         self,
-        images: Mapping[str, Any],
+        images: Mapping[str, Picture],
         state: npt.ArrayLike,
         seq: int | None = None,
         t_ns: int | None = None,
@@ -197,7 +197,7 @@ class AsyncEpisode:
 
     async def push(
         self,
-        images: Mapping[str, Any],
+        images: Mapping[str, Picture],
         state: npt.ArrayLike,
         seq: int | None = None,
         t_ns: int | None = None,
@@ -209,7 +209,7 @@ class AsyncEpisode:
         `dropped_unsent`. Batch episodes wait for room, for `timeouts.queue` seconds at most.
 
         Args:
-            images: per camera a uint8 RGB array (H, W, 3), which is copied, or a JPEG file.
+            images: per camera a picture: a uint8 RGB array (H, W, 3), which is copied, or a JPEG file.
             state: the proprioceptive state, (S,), finite, in the robot's units.
             seq: number of the frame, above the last; the next one by default. Gaps are allowed.
             t_ns: any clock, echoed in the score; now by default.
@@ -222,7 +222,11 @@ class AsyncEpisode:
         return frame.seq
 
     async def step(
-        self, images: Mapping[str, Any], state: npt.ArrayLike, seq: int | None = None, t_ns: int | None = None
+        self,
+        images: Mapping[str, Picture],
+        state: npt.ArrayLike,
+        seq: int | None = None,
+        t_ns: int | None = None,
     ) -> wire.Score:
         """Push one step and wait for its score, for `timeouts.score` seconds at most.
 
