@@ -1,7 +1,8 @@
-"""Sizes of the reward model, as frozen dataclasses with two presets.
+"""Sizes of the reward model, as frozen dataclasses with three presets.
 
 `published` has the sizes of the published system (SigLIP-2 base, three cameras, 14-d state at 30 fps);
-`small` is what the embedded default ships (a 192-d tower, the simulated robot's cameras, 4-d state, 10 fps).
+`small` is what the embedded default ships (a 192-d tower, the simulated robot's cameras, 4-d state, 10 fps);
+`published-simulated` has the published encoder and heads over the simulated robot's episodes.
 A wrong value is refused when the config is made, with the field, the value and the rule.
 """
 
@@ -10,7 +11,7 @@ from __future__ import annotations
 import difflib
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Literal, TypeAlias
 
 from sarm2_client.errors import InvalidInput, NotFound
@@ -134,7 +135,7 @@ class RewardModelConfig:
 
 
 def preset(name: str) -> RewardModelConfig:
-    """A config by name: `published` or `small`. Raises NotFound with the nearest name."""
+    """A config by name, see `PRESETS`. Raises NotFound with the nearest name."""
     if name not in PRESETS:
         near = difflib.get_close_matches(name, PRESETS, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
@@ -168,15 +169,19 @@ def _check_fields(part: str, owner: type[Any], data: object) -> None:
 
 
 # Below the checks, because making a config runs them.
+_SIMULATED = RewardModelConfig(
+    cameras=("corner", "side", "wrist"),
+    state_dim=4,
+    fps=10.0,
+    vocabulary="metaworld",
+    window=WindowConfig(length=6, gap_s=0.4),
+)
 PRESETS: dict[str, RewardModelConfig] = {
     "published": RewardModelConfig(),
-    "small": RewardModelConfig(
-        cameras=("corner", "side", "wrist"),
-        state_dim=4,
+    "published-simulated": _SIMULATED,
+    "small": replace(
+        _SIMULATED,
         embedding_dim=192,
-        fps=10.0,
-        vocabulary="metaworld",
-        window=WindowConfig(length=6, gap_s=0.4),
         stage=StageConfig(dim=128, heads=4, layers=2),
         value=ValueConfig(dim=128, heads=4, layers=3, gate_hidden=128, expert_hidden=128),
     ),

@@ -50,6 +50,13 @@ def test_an_unknown_task_suggests_the_nearest_one(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
+def test_training_refuses_what_is_no_encoder_before_it_writes_anything(tmp_path: Path) -> None:
+    answer = run("train", "--quick", "--encoder", str(tmp_path), "--out", str(tmp_path / "out"))
+    assert answer.returncode == 2
+    assert "or a name on the hub; there is no config.json" in " ".join(answer.stderr.split())
+    assert not (tmp_path / "out").exists()
+
+
 def test_an_empty_choice_is_refused() -> None:
     with pytest.raises(InvalidInput, match="--tasks is empty"):
         one_of("tasks", " , ", ["hammer"])

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 
 from sarm2_client.errors import InvalidInput, NotFound
-from sarm2_models.config import RewardModelConfig, StageConfig, ValueConfig, WindowConfig, preset
+from sarm2_models.config import PRESETS, RewardModelConfig, StageConfig, ValueConfig, WindowConfig, preset
 
 
-@pytest.mark.parametrize("name", ["published", "small"])
+@pytest.mark.parametrize("name", PRESETS)
 def test_a_config_survives_json(name: str) -> None:
     config = preset(name)
     assert RewardModelConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config

@@ -3,20 +3,29 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
+import huggingface_hub
 import numpy as np
 import pytest
 from rich.console import Console
 
 from models.synthetic import record_synthetic, synthetic_episode
+from models.tiny import save_siglip
 from sarm2_client.errors import Conflict, InvalidInput, NotFound
-from sarm2_models.checkpoint import load_bundle
+from sarm2_models.checkpoint import load_bundle, read_manifest
+from sarm2_models.config import preset
+from sarm2_models.encoder import ImageTextEncoder
 from sarm2_models.predictor import Predictor
+from sarm2_models.train import stages
 from sarm2_models.train.evaluation import Evaluator, evaluate_bundle, evaluation_plan
+from sarm2_models.train.given_encoder import GivenEncoder
+from sarm2_models.train.heads import learning_rate_factor
 from sarm2_models.train.jobs import Job, Ticker
-from sarm2_models.train.layout import RunFolder
+from sarm2_models.train.layout import RunFolder, make_run
 from sarm2_models.train.plan import Episodes, HeadPlan, PlannedEpisode, TowerPlan, TrainPlan
 from sarm2_models.train.run import TrainingRun
 from sarm2_models.train.variants import ABLATION_FOLDER, BASELINES, VARIANTS
@@ -54,8 +63,8 @@ def in_process(jobs: Sequence[Job], *, at_once: int, console: Console) -> None:
         job.call(Ticker(job.folder / "progress.json"), *job.arguments)
 
 
-def training_run(root: Path, seed: int = 0) -> TrainingRun:
-    run = RunFolder(root, PLAN, TASKS, seed)
+def training_run(root: Path, seed: int = 0, given: GivenEncoder | None = None) -> TrainingRun:
+    run = RunFolder(root, PLAN, TASKS, seed, given)
     return TrainingRun(run, 2, Console(quiet=True), recorder=record_synthetic, runner=in_process)
 
 
@@ -119,6 +128,101 @@ def test_a_run_goes_on_at_the_stage_where_it_stopped(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError):
         training.start(resume=True)
     assert calls == ["index", "index"]
+
+
+# --- a given encoder -------------------------------------------------------------------------------
+
+WIDTH = 40
+"""Of the given encoder: neither the trained tower's nor the preset's."""
+
+
+@pytest.fixture(scope="module")
+def given(tmp_path_factory: pytest.TempPathFactory) -> GivenEncoder:
+    return GivenEncoder.of(str(save_siglip(tmp_path_factory.mktemp("siglip"), dim=WIDTH)))
+
+
+@pytest.fixture(scope="module")
+def on_given(tmp_path_factory: pytest.TempPathFactory, given: GivenEncoder) -> RunFolder:
+    training = training_run(tmp_path_factory.mktemp("given") / "run", given=given)
+    training.start(resume=False)
+    return training.run
+
+
+def test_a_given_encoder_takes_the_place_of_the_tower(on_given: RunFolder, given: GivenEncoder) -> None:
+    record = json.loads((on_given.root / "run.json").read_text())
+    assert "tower" not in record["finished"]
+    assert not on_given.tower.exists()
+    assert record["settings"]["encoder"] == given.id
+
+
+def test_a_bundle_on_a_given_folder_carries_it_and_scores(on_given: RunFolder, given: GivenEncoder) -> None:
+    manifest = read_manifest(on_given.bundle)
+    assert (manifest.encoder.id, manifest.encoder.source) == (given.id, None)
+    model = load_bundle(on_given.bundle)
+    assert model.config.embedding_dim == WIDTH
+    scored = Evaluator(on_given.bundle).score(synthetic_episode(PlannedEpisode("hammer", "demo", 100_000)))
+    assert ((scored.progress_T >= 0) & (scored.progress_T <= 1)).all()
+
+
+def test_a_bundle_on_a_given_hub_name_refers_to_it(
+    on_given: RunFolder, given: GivenEncoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    load = ImageTextEncoder.load
+    monkeypatch.setattr(ImageTextEncoder, "load", lambda source: load(given.source))
+    root = tmp_path / "run"
+    shutil.copytree(on_given.root, root, ignore=shutil.ignore_patterns("bundle"))
+    stages.bundle(Ticker(tmp_path / "tick"), replace(on_given, root=root, given=replace(given, source="a/b")))
+    assert read_manifest(root / "bundle").encoder.source == "a/b"
+    assert not (root / "bundle" / "encoder").exists()
+
+
+def test_a_run_is_not_gone_on_with_on_another_encoder(on_given: RunFolder, tmp_path: Path) -> None:
+    other = GivenEncoder.of(str(save_siglip(tmp_path / "other", seed=1, dim=WIDTH)))
+    for encoder in (other, None):
+        with pytest.raises(Conflict, match=r"other settings \(encoder\)"):
+            training_run(on_given.root, given=encoder).start(resume=True)
+
+
+def test_the_same_encoder_from_elsewhere_goes_on_with_a_run(on_given: RunFolder, tmp_path: Path) -> None:
+    moved = GivenEncoder.of(str(save_siglip(tmp_path / "moved", dim=WIDTH)))
+    assert training_run(on_given.root, given=moved).start(resume=True) == on_given.bundle
+
+
+def test_an_encoder_that_changes_while_the_run_goes_on_is_refused(tmp_path: Path) -> None:
+    given = GivenEncoder.of(str(save_siglip(tmp_path)))
+    save_siglip(tmp_path, seed=1)
+    with pytest.raises(Conflict, match="when the run began"):
+        given.load()
+
+
+def test_what_is_no_encoder_is_refused_before_anything_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    (tmp_path / "empty").mkdir()
+    for source in (str(tmp_path / "empty"), "nobody/no-such-siglip"):
+        with pytest.raises(NotFound, match="expected a folder saved by transformers") as caught:
+            make_run(tmp_path / "run", "quick", TASKS, 0, source)
+        assert caught.value.field == "encoder"
+    (tmp_path / "empty" / "config.json").write_text('{"model_type": "bert"}')
+    with pytest.raises(InvalidInput, match="of type 'siglip'"):
+        make_run(tmp_path / "run", "quick", TASKS, 0, str(tmp_path / "empty"))
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_published_preset_has_published_heads_on_the_encoder_it_is_given(
+    tmp_path: Path, given: GivenEncoder
+) -> None:
+    run = make_run(tmp_path / "run", "published", TASKS, 0, given.source)
+    published, small = preset("published"), preset("small")
+    assert (run.config.stage, run.config.value) == (published.stage, published.value)
+    assert (run.config.cameras, run.vocabulary.name) == (small.cameras, "metaworld")
+    assert run.config.embedding_dim == WIDTH
+    plan = run.plan.heads
+    assert (plan.stage_learning_rate, plan.stage_weight_decay, plan.stage_steps) == (2.5e-5, 0.01, 16_000)
+    assert (plan.value_learning_rate, plan.value_weight_decay, plan.value_steps) == (5e-5, 5e-3, 30_000)
+    assert learning_rate_factor(999, plan.value_steps, plan.value_warm_up) == 1.0
+    assert learning_rate_factor(998, plan.value_steps, plan.value_warm_up) < 1.0
 
 
 # --- evaluation ------------------------------------------------------------------------------------

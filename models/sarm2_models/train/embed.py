@@ -1,4 +1,4 @@
-"""Every picture through the frozen tower, once.
+"""Every picture through the frozen encoder, once.
 
 Embeddings of a split are kept in a few `.npy` files, each a run of frames; a file appears when it is whole,
 so an interrupted embedding goes on at the next missing one.
@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from sarm2_client.images import resize_with_pad
 from sarm2_models.encoder import ImageTextEncoder
 from sarm2_models.train.corpus import Corpus
 from sarm2_models.window import Float16Array
@@ -46,8 +47,10 @@ def embed_shard(
     rows = np.zeros((stop - start, cameras, encoder.dim), dtype=np.float16)
     for first in range(start, stop, FRAMES_AT_ONCE):
         chunk = range(first, min(first + FRAMES_AT_ONCE, stop))
-        pictures = np.stack([corpus.picture(frame, camera) for frame in chunk for camera in range(cameras)])
-        encoded = encoder.encode_images(pictures)
+        pictures = [corpus.picture(frame, camera) for frame in chunk for camera in range(cameras)]
+        # Recorded pictures have the side of the trained tower; another encoder's is reached as in scoring.
+        fitted = [resize_with_pad(picture, encoder.image_size) for picture in pictures]
+        encoded = encoder.encode_images(np.stack(fitted))
         rows[chunk.start - start : chunk.stop - start] = encoded.reshape(len(chunk), cameras, -1)
         tick(len(chunk))
     fresh = path.with_suffix(".new")

@@ -30,7 +30,6 @@ from sarm2_models.window import BoolArray, Float16Array, Float32Array, IntArray
 
 CHECKPOINT_EVERY = 200
 SCORE_BATCH = 512
-WARM_UP = 0.05
 
 Tick = Callable[[int, int, str], None]
 
@@ -104,7 +103,8 @@ def train_stage(
             logits_BP = model(batch.embeddings_BWCD, batch.state_BWS, batch.mask_BW)
         return stage_loss(logits_BP.float(), labels_T[drawn_B])
 
-    steps = _Steps("stage", plan.stage_steps, plan.stage_learning_rate, plan, folder, seed, stop_after)
+    rate = _Rate(plan.stage_learning_rate, plan.stage_warm_up, plan.stage_weight_decay)
+    steps = _Steps("stage", plan.stage_steps, rate, plan.ema, folder, seed, stop_after)
     return _fit(model, loss_of, steps, tick)
 
 
@@ -159,7 +159,8 @@ def train_value(
         total: Tensor = loss + plan.smooth * (change_B[1] - change_B[0]).square().mean()
         return total
 
-    steps = _Steps("value", plan.value_steps, plan.value_learning_rate, plan, folder, seed, stop_after)
+    rate = _Rate(plan.value_learning_rate, plan.value_warm_up, plan.value_weight_decay)
+    steps = _Steps("value", plan.value_steps, rate, plan.ema, folder, seed, stop_after)
     return _fit(model, loss_of, steps, tick)
 
 
@@ -222,11 +223,18 @@ def _chunks(count: int) -> Iterator[IntArray]:
 
 
 @dataclass(frozen=True)
+class _Rate:
+    learning_rate: float
+    warm_up: float
+    weight_decay: float
+
+
+@dataclass(frozen=True)
 class _Steps:
     name: str
     total: int
-    learning_rate: float
-    plan: HeadPlan
+    rate: _Rate
+    ema: float
     folder: Path
     seed: int
     stop_after: int | None
@@ -237,8 +245,9 @@ _Model = TypeVar("_Model", bound=nn.Module)
 
 def _fit(model: _Model, loss_of: Callable[[int], Tensor], steps: _Steps, tick: Tick) -> _Model:
     """AdamW with warm-up and a cosine to zero, gradients clipped to norm 1; gives back the running mean."""
+    rate = steps.rate
     optimiser = torch.optim.AdamW(
-        model.parameters(), lr=steps.learning_rate, weight_decay=steps.plan.weight_decay, betas=(0.9, 0.95)
+        model.parameters(), lr=rate.learning_rate, weight_decay=rate.weight_decay, betas=(0.9, 0.95)
     )
     state = TrainState(model, optimiser)
     path = steps.folder / f"{steps.name}.checkpoint.safetensors"
@@ -250,13 +259,13 @@ def _fit(model: _Model, loss_of: Callable[[int], Tensor], steps: _Steps, tick: T
             return model
         torch.manual_seed(steps.seed * 1_000_003 + step)
         for group in optimiser.param_groups:
-            group["lr"] = steps.learning_rate * learning_rate_factor(step, steps.total)
+            group["lr"] = rate.learning_rate * learning_rate_factor(step, steps.total, rate.warm_up)
         loss = loss_of(step)
         optimiser.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimiser.step()
-        state.average(steps.plan.ema)
+        state.average(steps.ema)
         if (step + 1) % CHECKPOINT_EVERY == 0 and step + 1 < steps.total:
             save_state(path, state, step + 1)
         tick(step + 1, steps.total, f"{steps.name} loss {loss.item():.4f}")
@@ -265,9 +274,9 @@ def _fit(model: _Model, loss_of: Callable[[int], Tensor], steps: _Steps, tick: T
     return model.eval()
 
 
-def learning_rate_factor(step: int, total: int) -> float:
-    """Linear warm-up over the first 5 %, then a cosine to zero."""
-    warm_up = max(1, round(WARM_UP * total))
-    if step < warm_up:
-        return (step + 1) / warm_up
-    return 0.5 * (1 + math.cos(math.pi * (step - warm_up) / max(1, total - warm_up)))
+def learning_rate_factor(step: int, total: int, warm_up: float = 0.05) -> float:
+    """Linear warm-up over a share of the steps, then a cosine to zero."""
+    rising = max(1, round(warm_up * total))
+    if step < rising:
+        return (step + 1) / rising
+    return 0.5 * (1 + math.cos(math.pi * (step - rising) / max(1, total - rising)))

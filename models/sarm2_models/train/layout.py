@@ -3,7 +3,7 @@
 run.json                settings, finished stages and their seconds
 data/SPLIT/             LeRobot v3.0 datasets (JPEG in parquet)
 index/SPLIT/            the same as flat arrays
-tower/encoder/          the frozen tower, as `transformers` saves it
+tower/encoder/          the frozen tower, as `transformers` saves it; missing if one was given
 embeddings/SPLIT.K.npy  embeddings, in shards
 heads/VARIANT/          stage.safetensors, value.safetensors
 calibration.json
@@ -14,7 +14,7 @@ bundle/                 the result
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from sarm2_models.encoder import ImageTextEncoder
 from sarm2_models.reward_model import Statistics
 from sarm2_models.train.corpus import Corpus, load_corpus
 from sarm2_models.train.embed import load_embeddings
+from sarm2_models.train.given_encoder import GivenEncoder
 from sarm2_models.train.heads import Texts
 from sarm2_models.train.plan import Split, TrainPlan, train_plan
 from sarm2_models.train.variants import (
@@ -46,17 +47,22 @@ SHARDS = 4
 
 @dataclass(frozen=True)
 class RunFolder:
-    """A training run's folder and settings; picklable, so that child processes can be given it."""
+    """A training run's folder and settings; picklable, so that child processes can be given it.
+
+    `given` is the frozen encoder that it does not train itself, if any.
+    """
 
     root: Path
     plan: TrainPlan
     tasks: tuple[str, ...]
     seed: int
+    given: GivenEncoder | None = None
 
     @property
     def config(self) -> RewardModelConfig:
         """Sizes of the model that is trained."""
-        return preset(self.plan.model)
+        sizes = preset(self.plan.model)
+        return sizes if self.given is None else replace(sizes, embedding_dim=self.given.dim)
 
     @property
     def vocabulary(self) -> Vocabulary:
@@ -74,8 +80,8 @@ class RunFolder:
         return self.root / "report"
 
     @property
-    def encoder(self) -> Path:
-        """The frozen tower."""
+    def tower(self) -> Path:
+        """The frozen tower that the run trains."""
         return self.root / "tower" / "encoder"
 
     def dataset(self, split: Split) -> Path:
@@ -96,7 +102,13 @@ class RunFolder:
 
     def settings(self) -> dict[str, Any]:
         """What must be equal for a run to be gone on with."""
-        return {"plan": self.plan.to_dict(), "tasks": list(self.tasks), "seed": self.seed}
+        return {
+            "plan": self.plan.to_dict(),
+            "tasks": list(self.tasks),
+            "seed": self.seed,
+            # Its id alone: wherever it lies it is the same, and a report names no folder of a machine.
+            "encoder": self.given.id if self.given else None,
+        }
 
     # --- loading -----------------------------------------------------------------------------------
 
@@ -110,8 +122,8 @@ class RunFolder:
         return Statistics.fit([corpus.state_TS[corpus.frames(number)] for number in range(corpus.episodes)])
 
     def load_encoder(self) -> ImageTextEncoder:
-        """The frozen tower."""
-        return ImageTextEncoder.load(self.encoder)
+        """The frozen encoder: the one given, or the tower."""
+        return self.given.load() if self.given else ImageTextEncoder.load(self.tower)
 
     def texts(self, variant: Variant) -> Texts:
         """The texts as a variant reads them."""
@@ -146,6 +158,19 @@ class RunFolder:
         return Calibration.from_dict(json.loads((self.root / "calibration.json").read_text()))
 
 
-def make_run(root: Path, plan_name: str, tasks: tuple[str, ...], seed: int) -> RunFolder:
-    """A run's folder by preset name. Raises NotFound for an unknown preset."""
-    return RunFolder(root, train_plan(plan_name), tasks, seed)
+def make_run(
+    root: Path, plan_name: str, tasks: tuple[str, ...], seed: int, encoder: str | None = None
+) -> RunFolder:
+    """A run's folder by preset name; nothing is written yet.
+
+    Args:
+        encoder: a frozen one, as a folder or a name on the hub; by default the preset's. Without either a
+            tower is trained.
+
+    Raises:
+        NotFound: an unknown preset, or no encoder there.
+        InvalidInput: the encoder is a model of another kind.
+    """
+    plan = train_plan(plan_name)
+    source = encoder or plan.default_encoder
+    return RunFolder(root, plan, tasks, seed, GivenEncoder.of(source) if source else None)

@@ -1,4 +1,4 @@
-"""How much is recorded and trained, with two presets, and which seeds belong to whom.
+"""How much is recorded and trained, with three presets, and which seeds belong to whom.
 
 Seeds below 100000 are for training, 100000 and up for evaluation alone. Inside the lower range each split has
 its own block, so that no episode is ever seen by two of them.
@@ -79,6 +79,7 @@ class HeadPlan:
         smooth: weight of the squared error of the *change* of progress from one frame to the next.
         noise: standard deviation of the noise on inputs, in standard deviations of each input.
         ema: decay of the running mean of the weights, which is what is kept.
+        stage_warm_up, value_warm_up: share of the steps in which the learning rate rises.
     """
 
     stage_steps: int = 900
@@ -86,7 +87,10 @@ class HeadPlan:
     batch: int = 128
     stage_learning_rate: float = 1e-3
     value_learning_rate: float = 1e-3
-    weight_decay: float = 0.02
+    stage_weight_decay: float = 0.02
+    value_weight_decay: float = 0.02
+    stage_warm_up: float = 0.05
+    value_warm_up: float = 0.05
     rewind: float = 0.3
     predicted: float = 0.5
     fallback: float = 0.1
@@ -97,11 +101,18 @@ class HeadPlan:
 
 @dataclass(frozen=True)
 class TrainPlan:
-    """Everything that a training run depends on, apart from the tasks and the seed."""
+    """Everything that a training run depends on, apart from the tasks, the seed and a given encoder.
+
+    Attributes:
+        model: name of the sizes, see `config.preset`.
+        default_encoder: the frozen encoder of runs that are given no other: a folder or a name on the hub.
+            None: they train `tower`.
+    """
 
     name: str
     episodes: dict[Split, Episodes]
     model: str = "small"
+    default_encoder: str | None = None
     tower: TowerPlan = field(default_factory=TowerPlan)
     heads: HeadPlan = field(default_factory=HeadPlan)
 
@@ -110,15 +121,30 @@ class TrainPlan:
         return asdict(self)
 
 
+_EPISODES: dict[Split, Episodes] = {
+    "train": Episodes(demo=70, clean_demo=10, perturbed=75, random=8),
+    "calibration": Episodes(demo=10, clean_demo=4, perturbed=14, random=2),
+    "validation": Episodes(demo=10, clean_demo=6, perturbed=14, random=2),
+}
 PLANS: MappingProxyType[str, TrainPlan] = MappingProxyType(
     {
-        "small": TrainPlan(
-            name="small",
-            episodes={
-                "train": Episodes(demo=70, clean_demo=10, perturbed=75, random=8),
-                "calibration": Episodes(demo=10, clean_demo=4, perturbed=14, random=2),
-                "validation": Episodes(demo=10, clean_demo=6, perturbed=14, random=2),
-            },
+        "small": TrainPlan(name="small", episodes=_EPISODES),
+        "published": TrainPlan(
+            name="published",
+            episodes=_EPISODES,
+            model="published-simulated",
+            default_encoder="google/siglip2-base-patch16-224",
+            heads=HeadPlan(
+                stage_steps=16_000,
+                value_steps=30_000,
+                batch=64,
+                stage_learning_rate=2.5e-5,
+                value_learning_rate=5e-5,
+                stage_weight_decay=0.01,
+                value_weight_decay=5e-3,
+                value_warm_up=1000 / 30_000,
+                rewind=0.8,
+            ),
         ),
         "quick": TrainPlan(
             name="quick",
@@ -132,7 +158,12 @@ PLANS: MappingProxyType[str, TrainPlan] = MappingProxyType(
         ),
     }
 )
-"""`small` makes the shipped bundle; `quick` proves in a minute or two that everything works."""
+"""`small` makes the shipped bundle; `quick` proves in a minute or two that everything works.
+
+`published` has the encoder, head sizes, steps and optimiser of the publication (arXiv 2606.10305); what that
+does not state is as in `small`. Its cameras, state and vocabulary do not describe simulated episodes: those
+are the simulated robot's.
+"""
 
 
 def train_plan(name: str) -> TrainPlan:

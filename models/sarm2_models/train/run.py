@@ -3,7 +3,7 @@
 record      episodes into LeRobot v3.0 datasets, three splits, two simulator processes
 index       the datasets as flat arrays
 blind       heads on the true simulator state (the ceiling) and on proprioception alone
-tower       the image tower, then frozen
+tower       the image tower, then frozen; left out if the run was given an encoder
 embed       every frame once
 heads       the model's heads, and heads on images alone
 calibrate   temperature, uncertain rule and interval, on held-out episodes
@@ -82,11 +82,12 @@ class TrainingRun:
         return self.run.bundle
 
     def _stages(self) -> list[tuple[str, Callable[[], None]]]:
+        tower = ("tower", lambda: self._jobs(("image tower", stages.tower, ()), alone=True))
         return [
             ("record", self._record),
             ("index", lambda: self._jobs(("index", stages.index, ()))),
             ("blind", lambda: self._heads("ceiling", "state_only")),
-            ("tower", lambda: self._jobs(("image tower", stages.tower, ()), alone=True)),
+            *([] if self.run.given else [tower]),
             ("embed", self._embed),
             ("heads", lambda: self._heads("full", "images_only")),
             ("calibrate", lambda: self._jobs(("calibration", stages.calibration, ()), alone=True)),
@@ -130,10 +131,12 @@ class TrainingRun:
                     "another folder with --out"
                 )
             before = json.loads(path.read_text())["settings"]
-            if before != json.loads(json.dumps(self.run.settings())):
+            now = json.loads(json.dumps(self.run.settings()))
+            if before != now:
+                other = ", ".join(name for name in now if before.get(name) != now[name])
                 raise Conflict(
-                    f"the run in {self.run.root} has other settings (tasks, preset or seed); use the "
-                    "same ones to go on with it, or choose another folder with --out"
+                    f"the run in {self.run.root} has other settings ({other}); use the same tasks, preset, "
+                    "seed and encoder to go on with it, or choose another folder with --out"
                 )
             return
         self.run.root.mkdir(parents=True, exist_ok=True)

@@ -49,7 +49,7 @@ def index(ticker: Ticker, run: RunFolder) -> None:
 
 def tower(ticker: Ticker, run: RunFolder) -> None:
     """Train and save the image tower."""
-    if not (run.encoder / "config.json").exists():
+    if not (run.tower / "config.json").exists():
         encoder = train_tower(
             run.corpus("train"),
             run.vocabulary,
@@ -58,7 +58,7 @@ def tower(ticker: Ticker, run: RunFolder) -> None:
             seed=run.seed,
             tick=ticker.tick,
         )
-        encoder.save(run.encoder)
+        encoder.save(run.tower)
 
 
 def embed(ticker: Ticker, run: RunFolder, shards: list[int]) -> None:
@@ -142,7 +142,7 @@ def bundle(ticker: Ticker, run: RunFolder) -> None:
         model_id=MODEL_ID,
         version=f"{run.plan.name}-seed{run.seed}",
     )
-    save_bundle(run.bundle, model)
+    save_bundle(run.bundle, model, encoder_source=run.given.hub_name if run.given else None)
     blind = {variant: run.load_heads(variant) for variant in ABLATIONS}
     save_ablations(run.bundle, blind, mean_demo_frames(run.corpus("train")))
     ticker.tick(1, 1)
