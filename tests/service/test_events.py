@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Iterator
 
 import httpx2 as httpx
@@ -11,7 +10,7 @@ import msgspec
 import pytest
 
 import fakes
-from running_server import RunningServer, Serve
+from running_server import RunningServer, Serve, wait_until
 from sarm2_client import wire
 from sarm2_client.images import decode_jpeg
 
@@ -129,9 +128,7 @@ def test_a_page_that_leaves_frees_its_place(serve: Serve) -> None:
                 assert answer.status_code == 200
                 next(events(answer))
             robot.score(fakes.frame(seq))
-            deadline = time.monotonic() + 5
-            while server.service.feed.get("left").subscribers and time.monotonic() < deadline:
-                time.sleep(0.01)
+            wait_until(lambda: not server.service.feed.get("left").subscribers)
 
 
 def test_a_page_that_never_reads_does_not_slow_the_robot_and_is_let_go(serve: Serve) -> None:

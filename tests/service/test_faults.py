@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +10,7 @@ import numpy.typing as npt
 import pytest
 
 import fakes
-from running_server import Serve
+from running_server import Serve, wait_until
 from sarm2_client import wire
 from sarm2_models.encoder import ImageTextEncoder
 from sarm2_models.reward_model import RewardModel, ScoreBatch
@@ -158,9 +157,7 @@ def test_robots_are_answered_in_time_while_a_trainer_relabels(serve: Serve, frag
         robot.start("robot")
         robot.score(fakes.frame(0))
         thread.start()
-        deadline = time.monotonic() + 10
-        while server.metric("sarm2_scored_steps_total") < 20 and time.monotonic() < deadline:
-            time.sleep(0.01)
+        wait_until(lambda: server.metric("sarm2_scored_steps_total") >= 20)
         waits = [robot.score(fakes.frame(seq)).timing.queue_ms for seq in range(1, 12)]
         stop.set()
         thread.join()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import socket
-import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -15,7 +14,7 @@ import pytest
 from websockets.exceptions import InvalidStatus
 
 import fakes
-from running_server import RunningServer, Serve
+from running_server import RunningServer, Serve, wait_until
 from sarm2_client import wire
 from sarm2_client.codec import decode_episode_response, encode
 from sarm2_service import protocols
@@ -227,9 +226,7 @@ def test_more_whole_episodes_at_once_than_allowed_are_refused(serve: Serve) -> N
     with socket.create_connection(("127.0.0.1", server.port)) as slow, server.http() as http:
         head = b"POST /v1/episodes:score HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/msgpack\r\n"
         slow.sendall(head + b"Content-Length: 1000\r\n\r\nx")
-        deadline = time.monotonic() + 5
-        while not server.service.uploads.locked() and time.monotonic() < deadline:
-            time.sleep(0.01)
+        wait_until(server.service.uploads.locked)
         answer = post(http, episode(1))
         assert (answer.status_code, answer.json()["code"]) == (429, "overloaded")
         assert answer.headers["retry-after"] == "1"
