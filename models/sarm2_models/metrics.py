@@ -1,9 +1,8 @@
 """Every number a report states, defined once.
 
 A metric is computed over episodes. `Scored` holds one episode's truth beside what was predicted for it.
-Each metric is split into per-episode contributions, so that a bootstrap over episodes costs one matrix
-product; intervals are the 2.5 and 97.5 percentiles over resampled *episodes* (frames of one episode are far
-from independent).
+Each metric is split into per-episode contributions, whose sums `estimate` bootstraps over episodes;
+intervals are the 2.5 and 97.5 percentiles.
 
 Which episodes enter: *demos* are uneven successful demonstrations (`demo`), *clean demos* the expert alone
 (`clean_demo`), *rollouts* everything else (`perturbed` and `random`, failures and drops included). Truth is
@@ -15,21 +14,19 @@ Shapes: T frames, N episodes, P primitives.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
+from sarm2_models.estimate import Estimate, draws, ratio
+from sarm2_models.falls import fall_caught, falls, falls_for_no_reason
+
 Floats: TypeAlias = npt.NDArray[np.floating]
 Ints: TypeAlias = npt.NDArray[np.integer]
 
-FALL = 0.2
-"""A drop: true progress falls by at least this much within `FALL_WINDOW_S`."""
-FALL_WINDOW_S = 1.2
-"""A fall is measured, and must be noticed, within this many seconds of its first frame."""
 ECE_BINS = 15
-RESAMPLES = 1000
 
 
 @dataclass(frozen=True)
@@ -67,73 +64,6 @@ class Scored:
         for name, length in lengths.items():
             if length != len(self.truth_T):
                 raise ValueError(f"{name} has {length} values but the episode has {len(self.truth_T)} frames")
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A metric's value, its 95 % bootstrap interval over episodes, and n.
-
-    n counts the episodes that entered, except for `drop_recall`, where it counts drops. `value`, `low` and
-    `high` are None where nothing entered (no drop happened, say).
-    """
-
-    value: float | None
-    low: float | None
-    high: float | None
-    n: int
-
-    def as_json(self) -> dict[str, float | int | None]:
-        """Plain numbers, ready for JSON."""
-        return {"value": self.value, "low": self.low, "high": self.high, "n": self.n}
-
-
-# --- falls -----------------------------------------------------------------------------------------
-
-
-def fall_window(fps: float) -> int:
-    """Frames in `FALL_WINDOW_S` at `fps`, at least 1."""
-    return max(1, round(FALL_WINDOW_S * fps))
-
-
-def falls(values_T: Floats, fps: float, threshold: float = FALL) -> list[tuple[int, float]]:
-    """Where a curve falls by `threshold` or more within `FALL_WINDOW_S`: (first frame, depth) of each fall.
-
-    The first frame is the last one before the curve goes down; the depth is to the lowest point inside the
-    window. Falls do not overlap: the search goes on from the lowest point, so one long slide counts once a
-    window and a dropped object counts once.
-    """
-    window, found, start = fall_window(fps), [], 0
-    while start < len(values_T) - 1:
-        ahead = values_T[start : start + window + 1]
-        bottom = int(np.argmin(ahead))
-        depth = float(ahead[0] - ahead[bottom])
-        # The fall starts where the curve leaves its last high point, not anywhere on a plateau before it.
-        if depth >= threshold and values_T[start + 1] < values_T[start]:
-            found.append((start, depth))
-            start += bottom
-        else:
-            start += 1
-    return found
-
-
-def fall_caught(progress_T: Floats, start: int, depth: float, fps: float) -> bool:
-    """Whether predicted progress falls by at least half of `depth` inside the window that starts there."""
-    ahead = progress_T[start : start + fall_window(fps) + 1]
-    return bool(ahead[0] - ahead.min() >= depth / 2)
-
-
-def falls_for_no_reason(progress_T: Floats, truth_T: Floats, fps: float) -> bool:
-    """Whether prediction falls by half of `FALL` somewhere that truth does not fall at all nearby.
-
-    Half of `FALL` is what would count as noticing the smallest drop, so this is the same alarm on an episode
-    that holds no drop.
-    """
-    window = fall_window(fps)
-    for start, _ in falls(progress_T, fps, FALL / 2):
-        near_T = truth_T[max(0, start - window) : start + window + 1]
-        if not falls(near_T, fps, FALL / 2):
-            return True
-    return False
 
 
 # --- jitter and ranks ------------------------------------------------------------------------------
@@ -267,33 +197,7 @@ def _width(scored: Scored) -> tuple[float, float]:
     return float((scored.high_T - scored.low_T).sum()), float(len(scored.low_T))
 
 
-# --- bootstrap -------------------------------------------------------------------------------------
-
-
-def _draws(count: int, seed: int) -> npt.NDArray[np.int64]:
-    return np.random.default_rng(seed).integers(0, count, (RESAMPLES, count))
-
-
-def _estimate(value: float | None, samples: Floats, n: int) -> Estimate:
-    kept = samples[np.isfinite(samples)]
-    if value is None or not len(kept):
-        return Estimate(value, None, None, n)
-    low, high = np.percentile(kept, (2.5, 97.5))
-    return Estimate(value, float(low), float(high), n)
-
-
-def ratio(pairs_N2: Sequence[tuple[float, float]], seed: int, *, root: bool = False) -> Estimate:
-    """Sum of numerators over sum of denominators, with its interval. `root`: the square root of it."""
-    pairs = np.asarray(pairs_N2, dtype=np.float64).reshape(-1, 2)
-    if not len(pairs) or pairs[:, 1].sum() == 0:
-        return Estimate(None, None, None, 0)
-    sums = pairs[_draws(len(pairs), seed)].sum(axis=1)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        samples = sums[:, 0] / sums[:, 1]
-    value = float(pairs[:, 0].sum() / pairs[:, 1].sum())
-    if root:
-        value, samples = float(np.sqrt(value)), np.sqrt(samples)
-    return _estimate(value, samples, int((pairs[:, 1] > 0).sum()))
+# --- over all episodes -----------------------------------------------------------------------------
 
 
 def _auc(episodes: Sequence[Scored], seed: int) -> Estimate:
@@ -302,17 +206,17 @@ def _auc(episodes: Sequence[Scored], seed: int) -> Estimate:
     value = roc_auc(final_N, success_N)
     if value is None:
         return Estimate(None, None, None, len(episodes))
-    resampled = [roc_auc(final_N[draw], success_N[draw]) for draw in _draws(len(episodes), seed)]
-    return _estimate(value, np.array([np.nan if auc is None else auc for auc in resampled]), len(episodes))
+    resampled = [roc_auc(final_N[draw], success_N[draw]) for draw in draws(len(episodes), seed)]
+    return Estimate.of(value, np.array([np.nan if auc is None else auc for auc in resampled]), len(episodes))
 
 
 def _ece(episodes: Sequence[Scored], seed: int) -> Estimate:
     if not episodes:
         return Estimate(None, None, None, 0)
     bins = np.stack([calibration_bins(s.confidence_T, s.primitive_T == s.true_primitive_T) for s in episodes])
-    sums = bins[_draws(len(episodes), seed)].sum(axis=1)
+    sums = bins[draws(len(episodes), seed)].sum(axis=1)
     samples = np.abs(sums[..., 1] - sums[..., 2]).sum(axis=-1) / np.maximum(sums[..., 0].sum(axis=-1), 1.0)
-    return _estimate(ece_of_bins(bins.sum(axis=0)), samples, len(episodes))
+    return Estimate.of(ece_of_bins(bins.sum(axis=0)), samples, len(episodes))
 
 
 def evaluate(
@@ -376,8 +280,7 @@ def evaluate(
         pairs = [contribution(scored) for scored in episodes if chosen(scored)]
         estimates[key] = ratio(pairs, seed, root=key == "jitter")
         if key == "drop_recall":
-            drops = int(sum(total for _, total in pairs))
-            estimates[key] = Estimate(estimates[key].value, estimates[key].low, estimates[key].high, drops)
+            estimates[key] = replace(estimates[key], n=int(sum(total for _, total in pairs)))
     estimates["success_auc"] = _auc([scored for scored in episodes if _rollout(scored)], seed)
     estimates["ece"] = _ece(episodes, seed)
     return estimates

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from sarm2_models import metrics
+from sarm2_models.falls import falls
 from sarm2_models.metrics import Scored, evaluate, evaluate_by_task
 
 GROUPS = (0, 0, 1, 2)
@@ -79,21 +80,21 @@ def test_a_predictor_that_was_not_run_has_no_value() -> None:
 
 
 def test_a_fall_of_exactly_a_fifth_counts_and_a_smaller_one_does_not() -> None:
-    assert metrics.falls(np.array([0.5, 0.25, 0.25]), 10.0, 0.25) == [(0, 0.25)]
-    assert metrics.falls(np.array([0.5, 0.31, 0.31]), 10.0) == []
+    assert falls(np.array([0.5, 0.25, 0.25]), 10.0, 0.25) == [(0, 0.25)]
+    assert falls(np.array([0.5, 0.31, 0.31]), 10.0) == []
 
 
 def test_a_fall_starts_where_the_plateau_ends_and_is_counted_once() -> None:
     curve = np.array([0.6] * 20 + [0.4, 0.3, 0.3, 0.3, 0.5, 0.6])
-    ((start, depth),) = metrics.falls(curve, 10.0)
+    ((start, depth),) = falls(curve, 10.0)
     assert start == 19
     assert depth == pytest.approx(0.3)
 
 
 def test_a_fall_must_happen_within_the_window() -> None:
     slide = np.linspace(0.9, 0.5, 41)  # 0.01 a frame: 0.12 in 1.2 s
-    assert metrics.falls(slide, 10.0) == []
-    assert len(metrics.falls(np.array([0.9, 0.5, 0.9, 0.5]), 10.0)) == 2
+    assert falls(slide, 10.0) == []
+    assert len(falls(np.array([0.9, 0.5, 0.9, 0.5]), 10.0)) == 2
 
 
 def test_a_drop_is_caught_by_half_of_its_depth_within_the_window() -> None:

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from sarm2_models.metrics import Estimate, Scored, evaluate
+from sarm2_models.estimate import Estimate
+from sarm2_models.metrics import Scored, evaluate
 from sarm2_models.train.calibrate import Predictions
 from sarm2_models.train.corpus import Corpus
 from sarm2_models.train.plan import KINDS

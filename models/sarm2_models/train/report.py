@@ -12,7 +12,8 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 
-from sarm2_models.metrics import Scored, falls
+from sarm2_models.falls import falls
+from sarm2_models.metrics import Scored
 from sarm2_models.vocabulary import Vocabulary
 
 OURS, TRUTH, WRONG = "#1f5fbf", "#333333", "#d1495b"

@@ -1,0 +1,64 @@
+"""A metric's value with its interval, by a bootstrap over episodes.
+
+Whole episodes are drawn: frames of one episode are far from independent. A metric that is split into
+per-episode contributions costs one matrix product.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+Floats: TypeAlias = npt.NDArray[np.floating]
+
+RESAMPLES = 1000
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A metric's value, its 95 % bootstrap interval over episodes, and n.
+
+    n counts the episodes that entered, except for `drop_recall`, where it counts drops. `value`, `low` and
+    `high` are None where nothing entered (no drop happened, say).
+    """
+
+    value: float | None
+    low: float | None
+    high: float | None
+    n: int
+
+    def as_json(self) -> dict[str, float | int | None]:
+        """Plain numbers, ready for JSON."""
+        return {"value": self.value, "low": self.low, "high": self.high, "n": self.n}
+
+    @classmethod
+    def of(cls, value: float | None, samples: Floats, n: int) -> Estimate:
+        """From a metric's value and its values over `draws`; those that are not finite are left out."""
+        kept = samples[np.isfinite(samples)]
+        if value is None or not len(kept):
+            return cls(value, None, None, n)
+        low, high = np.percentile(kept, (2.5, 97.5))
+        return cls(value, float(low), float(high), n)
+
+
+def draws(count: int, seed: int) -> npt.NDArray[np.int64]:
+    """Indices of `count` episodes, drawn with replacement `RESAMPLES` times: (RESAMPLES, count)."""
+    return np.random.default_rng(seed).integers(0, count, (RESAMPLES, count))
+
+
+def ratio(pairs_N2: Sequence[tuple[float, float]], seed: int, *, root: bool = False) -> Estimate:
+    """Sum of numerators over sum of denominators, with its interval. `root`: the square root of it."""
+    pairs = np.asarray(pairs_N2, dtype=np.float64).reshape(-1, 2)
+    if not len(pairs) or pairs[:, 1].sum() == 0:
+        return Estimate(None, None, None, 0)
+    sums = pairs[draws(len(pairs), seed)].sum(axis=1)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        samples = sums[:, 0] / sums[:, 1]
+    value = float(pairs[:, 0].sum() / pairs[:, 1].sum())
+    if root:
+        value, samples = float(np.sqrt(value)), np.sqrt(samples)
+    return Estimate.of(value, samples, int((pairs[:, 1] > 0).sum()))
