@@ -19,8 +19,9 @@ the episode's first frame. Nothing else of the past matters. Consequences, each 
   done with an empty hand meets "done" without a cliff.
 
 **Primitives** are named by rules on the same quantities, causal and visible in a window of 2.4 s; runs of
-fewer than `MIN_SEGMENT` frames go to their neighbour. `null` is a frame over whose last `STALL_FRAMES` the
-progress did not rise, unless the robot rightly rests (done) or is undoing its work (releasing, pushing).
+fewer than `MIN_SEGMENT` frames go to their neighbour, but for the last one, which the episode's end cuts
+off. `null` is a frame over whose last `STALL_FRAMES` the progress hardly rose, unless the robot rightly
+rests (done) or is undoing its work (releasing, pushing).
 
 Shapes: T frames, K simulator quantities (`simulator_state.SIMULATOR_NAMES`).
 """
@@ -43,17 +44,21 @@ Array: TypeAlias = npt.NDArray[np.float64]
 MIN_SEGMENT = 3
 """Frames that a primitive must last."""
 
-STALL_FRAMES = 12
-"""1.2 s without a rise of progress is idling: three gaps of the model's window, so a window can show it."""
+STALL_FRAMES = 20
+"""2 s without a rise of progress is idling: as long as the model's window, so that a window can show it, and
+longer than an expert's own pauses and than most slips that are mended at once."""
 
-STALL_RISE = 0.015
-"""A rise of progress that counts as one."""
+STALL_RISE = 0.03
+"""A rise of progress that counts as one: about a tenth of what an expert does in `STALL_FRAMES`."""
 
 FADE = 0.3
 """Share of the last stage over which the other stages' rests fade out."""
 
 PUCK_RADIUS_AT_GOAL = 0.07
 """The simulator's own bound (metres) between puck and goal for success in pick-place."""
+
+OFF_AXIS = 0.025
+"""Metres from the nail's axis, beyond what its head forgives, above which a hammer is still being lifted."""
 
 TAKEN = 0.7
 """From this closedness around the object on, it counts as held."""
@@ -277,14 +282,14 @@ def _rules_hammer(q: _Quantities, rests: Mapping[str, Array]) -> _Rule:
     done_T = q["joint"] >= 1.0
     lost_T = _lately(held_T, 4) & ~held_T & (q["gripper"] > 0.6)
     gap_T, off_T = _gap(q), _off_axis(q)
-    # Once under way to the nail, a wobble is no new lift: only a hammer well below the nail is.
-    forward_T = _short_of_nail(q)[0] - _short_of_nail(q)
+    # A nail that goes in is being struck, however badly; a hammer off its axis is being lifted, even there.
+    driven_T = _change(q["joint"], 3) > 0.04
     return _choose(
         len(held_T),
         ("retract", done_T & (gap_T > 0.015)),
         ("strike", done_T),
-        ("strike", held_T & (gap_T < 0.015) & ((off_T < 0.03) | (_driving(q) > 0.5))),
-        ("lift", held_T & (off_T > np.where(forward_T < 0.02, 0.01, 0.04))),
+        ("strike", driven_T | (held_T & (gap_T < 0.015) & (off_T < OFF_AXIS))),
+        ("lift", held_T & (off_T > OFF_AXIS)),
         ("transport", held_T),
         ("release", lost_T),
         ("grasp", q["reach_distance"] < 0.06),
@@ -295,7 +300,8 @@ def _rules_hammer(q: _Quantities, rests: Mapping[str, Array]) -> _Rule:
 def _rules_drawer(q: _Quantities, rests: Mapping[str, Array]) -> _Rule:
     done_T = q["joint"] >= 1.0
     near_T = _beside_handle(q) < 0.06
-    low_T = q["tool_z"] < HOOKED_HEIGHT + 0.01
+    # Behind a drawer that has come out a little, fingers that ride up have not let go of it.
+    low_T = q["tool_z"] < HOOKED_HEIGHT + np.where(q["joint"] > 0.05, 0.04, 0.01)
     closing_T = _change(q["joint"], 3) < -0.04
     return _choose(
         len(done_T),
@@ -337,15 +343,18 @@ def _stalled(progress_T: npt.NDArray[np.float32]) -> npt.NDArray[np.bool_]:
 
 
 def _clean(names: list[str]) -> tuple[LabelledSegment, ...]:
-    """Runs of equal names; the shortest under MIN_SEGMENT goes to its longer neighbour until none is left."""
+    """Runs of equal names; the shortest under MIN_SEGMENT goes to its longer neighbour until none is left.
+
+    The last run may be as short as it is: the episode ended, not the primitive.
+    """
     runs: list[list[Any]] = []
     for name in names:
         if runs and runs[-1][0] == name:
             runs[-1][1] += 1
         else:
             runs.append([name, 1])
-    while len(runs) > 1 and min(length for _, length in runs) < MIN_SEGMENT:
-        index = min(range(len(runs)), key=lambda i: runs[i][1])
+    while len(runs) > 1 and min(length for _, length in runs[:-1]) < MIN_SEGMENT:
+        index = min(range(len(runs) - 1), key=lambda i: runs[i][1])
         around = [i for i in (index - 1, index + 1) if 0 <= i < len(runs)]
         taker = max(around, key=lambda i: runs[i][1])
         runs[taker][1] += runs[index][1]

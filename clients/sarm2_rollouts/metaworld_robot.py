@@ -61,6 +61,10 @@ Watcher: TypeAlias = "Callable[[MetaWorldRobot], None]"
 MAX_TRIES = 20
 """Seeds that a demonstration is tried from before giving up. Experts succeed in about 95 of 100."""
 
+SEED_BLOCK = 20_000
+"""Seeds from a multiple of this up to the next belong together: a retry draws its scene from the same block,
+so splits that own whole blocks never share one."""
+
 STILL = np.array([0.0, 0.0, 0.0, -1.0], dtype=np.float32)
 
 
@@ -246,6 +250,10 @@ def iterate_episodes(
         pool.shutdown(wait=True, cancel_futures=True)
 
 
+def _seed_nearby(seed: int, rng: np.random.Generator) -> int:
+    return seed // SEED_BLOCK * SEED_BLOCK + int(rng.integers(SEED_BLOCK))
+
+
 def _start_worker() -> None:
     prepare_display()
     # One thread of the software renderer a process: more of them only fight over the cores.
@@ -265,7 +273,7 @@ class _Run:
         # The text of the key keeps tasks and kinds apart; the attempt makes the derived seed.
         key = f"{plan.task_name}/{plan.kind}".encode()
         rng = np.random.default_rng([plan.seed, attempt, *key])
-        self._simulator_seed = plan.seed if attempt == 0 else int(rng.integers(2**31))
+        self._simulator_seed = plan.seed if attempt == 0 else _seed_nearby(plan.seed, rng)
         script = write_script(plan.kind, spec, rng)
         self._images: dict[str, list[bytes]] = {camera: [] for camera in CAMERAS} if image_size else {}
         self._states: list[npt.NDArray[np.float32]] = []

@@ -109,7 +109,7 @@ TASKS: Mapping[str, TaskSpec] = MappingProxyType(
                 name="hammer",
                 env_name="hammer-v3",
                 instruction="pick up the hammer and drive the nail into the box",
-                stages={"reach": 0.22, "grasp": 0.17, "lift": 0.25, "transport": 0.20, "strike": 0.16},
+                stages={"reach": 0.22, "grasp": 0.17, "lift": 0.21, "transport": 0.24, "strike": 0.16},
                 primitives=("reach", "grasp", "lift", "transport", "strike", "release", "retract"),
                 warm_up=15,  # the hammer drops a centimetre and settles
             ),

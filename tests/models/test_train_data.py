@@ -28,6 +28,7 @@ from sarm2_models.train.tokenizer import TEXT_LENGTH, make_tokenizer, text_corpu
 from sarm2_models.train.windows import Frames, rewound_slots
 from sarm2_models.vocabulary import load_vocabulary
 from sarm2_models.window import window_slots
+from sarm2_rollouts.metaworld_robot import SEED_BLOCK
 
 TASKS = ("hammer", "drawer-open")
 VOCABULARY = load_vocabulary("metaworld")
@@ -61,6 +62,7 @@ def test_each_split_draws_its_seeds_from_a_block_of_its_own_below_the_evaluation
     for split, (low, high) in SEED_BLOCKS.items():
         seeds = {episode.seed for episode in planned_episodes(PLANS[name], TASKS, split, seed=7)}
         assert all(low <= seed < high <= EVALUATION_SEEDS_FROM for seed in seeds)
+        assert low % SEED_BLOCK == high % SEED_BLOCK == 0  # so that a retried episode stays inside too
         assert not seeds & seen
         seen |= seeds
 

@@ -16,11 +16,13 @@ from sarm2_rollouts.metaworld_robot import (
     CONTROL_STEPS_PER_FRAME,
     FPS,
     PRIMITIVES,
+    SEED_BLOCK,
     SIMULATOR_NAMES,
     STATE_NAMES,
     TASKS,
     EpisodePlan,
     MetaWorldRobot,
+    _seed_nearby,
     iterate_episodes,
     run_episode,
 )
@@ -75,6 +77,14 @@ def test_state_is_the_tool_and_the_gripper_and_nothing_of_object_or_goal(name: s
     assert not np.allclose(states[0].simulator_K, states[1].simulator_K, atol=1e-3)
     np.testing.assert_allclose(states[0].state_S, states[1].state_S, atol=1e-3)
     assert states[0].images == {}
+
+
+def test_a_seed_for_a_retry_stays_in_the_block_of_the_first() -> None:
+    rng = np.random.default_rng(0)
+    retried = np.array([_seed_nearby(seed, rng) for seed in (3, 59_999, 60_000, 99_999, 100_000) * 50])
+    assert set(retried.reshape(-1, 5).T[0] // SEED_BLOCK) == {0}
+    assert (retried.reshape(-1, 5) // SEED_BLOCK == [0, 2, 3, 4, 5]).all()
+    assert len(set(retried)) > 200
 
 
 @pytest.mark.sim
