@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .tasks import View
+from .views import View
 
 SUPERSAMPLE = 2
 

@@ -15,7 +15,6 @@ import numpy as np
 import numpy.typing as npt
 
 from .episode import EpisodeKind
-from .experts import make_expert
 from .metaworld_robot import MetaWorldRobot, run_episode
 
 GIVE_UP_STEPS = 200
@@ -48,7 +47,7 @@ def expert_steps_to_go(robot: MetaWorldRobot, limit: int = GIVE_UP_STEPS) -> int
     The robot is left exactly as it was.
     """
     moment = robot.save()
-    expert = make_expert(robot.spec.name)
+    expert = robot.spec.expert()
     try:
         for step in range(limit):
             now = robot.observe(images=False)

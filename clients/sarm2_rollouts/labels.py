@@ -28,18 +28,18 @@ Shapes: T frames, K simulator quantities (`simulator_state.SIMULATOR_NAMES`).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from .episode import Episode, LabelledSegment
-from .simulator_state import NAIL_DONE, SIMULATOR_NAMES, column, columns
+from .simulator_state import SIMULATOR_NAMES, column
 from .tasks import TaskSpec, task_spec
-
-Array: TypeAlias = npt.NDArray[np.float64]
+from .tasks.quantities import Quantities
+from .tasks.spec import Rests
 
 MIN_SEGMENT = 3
 """Frames that a primitive must last."""
@@ -53,15 +53,6 @@ STALL_RISE = 0.03
 
 FADE = 0.3
 """Share of the last stage over which the other stages' rests fade out."""
-
-PUCK_RADIUS_AT_GOAL = 0.07
-"""The simulator's own bound (metres) between puck and goal for success in pick-place."""
-
-OFF_AXIS = 0.025
-"""Metres from the nail's axis, beyond what its head forgives, above which a hammer is still being lifted."""
-
-TAKEN = 0.7
-"""From this closedness around the object on, it counts as held."""
 
 
 @dataclass(frozen=True)
@@ -102,10 +93,10 @@ def rests_of(
     *,
     first_K: npt.NDArray[np.float32] | None = None,
     names: Sequence[str] = SIMULATOR_NAMES,
-) -> dict[str, Array]:
+) -> Rests:
     """How much of each stage's way is left, float64 (T,) in [0, 1] by stage."""
     first_1K = (simulator_TK[0] if first_K is None else first_K)[None]
-    return _RESTS[task_name](_Quantities(simulator_TK, names), _Quantities(first_1K, names))
+    return task_spec(task_name).rests(Quantities(simulator_TK, names), Quantities(first_1K, names))
 
 
 def segments_of(
@@ -116,7 +107,7 @@ def segments_of(
 ) -> tuple[LabelledSegment, ...]:
     """The primitives of an episode in order, covering every frame, no two neighbours alike."""
     rests = rests_of(task_name, simulator_TK, names=names)
-    raw, may_stall_T = _RULES[task_name](_Quantities(simulator_TK, names), rests)
+    raw, may_stall_T = task_spec(task_name).rules(Quantities(simulator_TK, names), rests)
     stalled_T = _stalled(progress_T) & may_stall_T & (progress_T < 1.0)
     return _clean(["null" if stalled else name for name, stalled in zip(raw, stalled_T, strict=True)])
 
@@ -158,181 +149,6 @@ def measure_shares(episodes: Iterable[Episode]) -> dict[str, float]:
         shares.append([count / max(1, sum(frames)) for count in frames])
     means = np.mean(shares, axis=0)
     return dict(zip(stages, (means / means.sum()).tolist(), strict=True))
-
-
-class _Quantities:
-    """Columns of the simulator's state by name, float64 (T,)."""
-
-    def __init__(self, simulator_TK: npt.NDArray[np.float32], names: Sequence[str]) -> None:
-        self._simulator_TK = simulator_TK
-        self._names = names
-
-    def __getitem__(self, name: str) -> Array:
-        values: Array = column(self._simulator_TK, name, self._names)
-        return values
-
-    def between(self, a: str, b: str) -> Array:
-        """Position of `a` minus position of `b`, (T, 3)."""
-        return columns(self._simulator_TK, a, self._names) - columns(self._simulator_TK, b, self._names)
-
-
-# --- rests ------------------------------------------------------------------------------------------
-
-
-def _share_left(now_T: Array, first_1: Array, done: float, least: float = 0.04) -> Array:
-    """Share of the way from the first frame's length to `done` that is left. `least`: shortest whole way."""
-    return np.clip((now_T - done) / np.maximum(first_1 - done, least), 0.0, 1.0)
-
-
-def _grasp(q: _Quantities) -> Array:
-    """0 (open or empty) to 1 (closed around the object)."""
-    near_T = np.clip((0.04 - q["reach_distance"]) / 0.02, 0.0, 1.0)
-    closed_T = np.clip((0.95 - q["gripper"]) / 0.35, 0.0, 1.0)
-    filled_T = np.clip((q["gripper"] - 0.25) / 0.1, 0.0, 1.0)
-    taken_T: Array = near_T * closed_T * filled_T
-    return taken_T
-
-
-def _rests_pick_place(q: _Quantities, first: _Quantities) -> dict[str, Array]:
-    to_goal_T = np.linalg.norm(q.between("object", "goal"), axis=1)
-    at_first_1 = np.linalg.norm(first.between("object", "goal"), axis=1)
-    return {
-        "reach": _share_left(q["reach_distance"], first["reach_distance"], 0.012),
-        "grasp": 1.0 - _grasp(q),
-        "transport": _share_left(to_goal_T, at_first_1, PUCK_RADIUS_AT_GOAL),
-    }
-
-
-def _off_axis(q: _Quantities) -> Array:
-    """Metres from the striking face to the nail's axis, beyond what the nail's broad head forgives."""
-    x_T, _, z_T = q.between("part", "goal").T
-    below_T = np.maximum(0.01 - z_T, 0.0) + np.maximum(z_T - 0.045, 0.0)
-    off_T: Array = np.hypot(np.maximum(np.abs(x_T) - 0.012, 0.0), below_T)
-    return off_T
-
-
-def _short_of_nail(q: _Quantities) -> Array:
-    """Metres from the striking face to the nail's untouched head, along the nail; 0 beyond."""
-    return np.asarray(np.maximum(-q.between("part", "goal")[:, 1], 0.0))
-
-
-def _gap(q: _Quantities) -> Array:
-    """Metres from the striking face to the nail's head where it is now, along the nail; negative beyond."""
-    return np.asarray(NAIL_DONE * q["joint"] - q.between("part", "goal")[:, 1])
-
-
-def _driving(q: _Quantities) -> Array:
-    """1 while the hammer stands against a nail that has moved: an off-centre blow needs no more lifting."""
-    against_T = np.clip((0.025 - np.abs(_gap(q))) / 0.01, 0.0, 1.0)
-    return np.asarray(against_T * np.clip(q["joint"] / 0.1, 0.0, 1.0))
-
-
-def _rests_hammer(q: _Quantities, first: _Quantities) -> dict[str, Array]:
-    return {
-        "reach": _share_left(q["reach_distance"], first["reach_distance"], 0.012),
-        "grasp": 1.0 - _grasp(q),
-        "lift": _share_left(_off_axis(q), _off_axis(first), 0.0) * (1.0 - _driving(q)),
-        "transport": _share_left(_short_of_nail(q), _short_of_nail(first), 0.01),
-        "strike": 1.0 - q["joint"],
-    }
-
-
-HOOKED_HEIGHT = 0.03
-"""Height of the tool (metres) at which the fingers stand astride of the drawer's handle."""
-
-
-def _beside_handle(q: _Quantities) -> Array:
-    return np.asarray(np.linalg.norm(q.between("tool", "object")[:, :2], axis=1))
-
-
-def _rests_drawer(q: _Quantities, first: _Quantities) -> dict[str, Array]:
-    beside_T = _beside_handle(q)
-    above_T = np.clip((0.10 - beside_T) / 0.05, 0.0, 1.0)  # lowering counts only above the handle
-    lowered_T = 1.0 - _share_left(q["tool_z"], first["tool_z"], HOOKED_HEIGHT)
-    return {
-        "reach": _share_left(beside_T, _beside_handle(first), 0.035),
-        "lower": 1.0 - above_T * lowered_T,
-        "pull": 1.0 - q["joint"],
-    }
-
-
-# --- primitives -------------------------------------------------------------------------------------
-
-
-_Rule: TypeAlias = tuple[list[str], npt.NDArray[np.bool_]]
-"""Primitive of every frame, and whether it gives way to `null` when nothing gets better."""
-
-
-def _rules_pick_place(q: _Quantities, rests: Mapping[str, Array]) -> _Rule:
-    held_T = 1.0 - rests["grasp"] >= TAKEN
-    done_T = q["success"] > 0.5
-    lost_T = _lately(held_T, 4) & ~held_T & (q["gripper"] > 0.5)
-    return _choose(
-        len(held_T),
-        ("hold", done_T),
-        ("transport", held_T),
-        ("release", lost_T),
-        ("grasp", q["reach_distance"] < 0.06),
-        ("reach", None),
-    ), ~(lost_T | done_T)
-
-
-def _rules_hammer(q: _Quantities, rests: Mapping[str, Array]) -> _Rule:
-    held_T = 1.0 - rests["grasp"] >= TAKEN
-    done_T = q["joint"] >= 1.0
-    lost_T = _lately(held_T, 4) & ~held_T & (q["gripper"] > 0.6)
-    gap_T, off_T = _gap(q), _off_axis(q)
-    # A nail that goes in is being struck, however badly; a hammer off its axis is being lifted, even there.
-    driven_T = _change(q["joint"], 3) > 0.04
-    return _choose(
-        len(held_T),
-        ("retract", done_T & (gap_T > 0.015)),
-        ("strike", done_T),
-        ("strike", driven_T | (held_T & (gap_T < 0.015) & (off_T < OFF_AXIS))),
-        ("lift", held_T & (off_T > OFF_AXIS)),
-        ("transport", held_T),
-        ("release", lost_T),
-        ("grasp", q["reach_distance"] < 0.06),
-        ("reach", None),
-    ), ~(lost_T | done_T)
-
-
-def _rules_drawer(q: _Quantities, rests: Mapping[str, Array]) -> _Rule:
-    done_T = q["joint"] >= 1.0
-    near_T = _beside_handle(q) < 0.06
-    # Behind a drawer that has come out a little, fingers that ride up have not let go of it.
-    low_T = q["tool_z"] < HOOKED_HEIGHT + np.where(q["joint"] > 0.05, 0.04, 0.01)
-    closing_T = _change(q["joint"], 3) < -0.04
-    return _choose(
-        len(done_T),
-        ("push", closing_T),
-        ("retract", done_T & (q["tool_z"] > HOOKED_HEIGHT + 0.005)),
-        ("pull", done_T),
-        ("pull", near_T & (low_T | (_change(q["joint"], 3) > 0.04))),
-        ("lower", near_T),
-        ("reach", None),
-    ), ~(closing_T | done_T)
-
-
-def _choose(length: int, *cases: tuple[str, npt.NDArray[np.bool_] | None]) -> list[str]:
-    """The first case that holds, per frame; the last case holds always (None)."""
-    names = [cases[-1][0]] * length
-    for name, holds_T in reversed(cases[:-1]):
-        assert holds_T is not None
-        names = [name if holds else old for old, holds in zip(names, holds_T, strict=True)]
-    return names
-
-
-def _lately(flag_T: npt.NDArray[np.bool_], frames: int) -> npt.NDArray[np.bool_]:
-    """Whether the flag held at any of the last `frames` frames before this one."""
-    shifted = [np.concatenate([np.zeros(k, bool), flag_T[: len(flag_T) - k]]) for k in range(1, frames + 1)]
-    return np.asarray(np.any([row[: len(flag_T)] for row in shifted], axis=0))
-
-
-def _change(value_T: Array, frames: int) -> Array:
-    """value(t) - value(t - frames); before the start the first value stands."""
-    earlier_T = np.concatenate([np.full(frames, value_T[0]), value_T])[: len(value_T)]
-    return np.asarray(value_T - earlier_T)
 
 
 def _stalled(progress_T: npt.NDArray[np.float32]) -> npt.NDArray[np.bool_]:
@@ -388,9 +204,6 @@ def _note_fall(
     if steepest >= size:
         falls.append(Fall(start, low, depth))
 
-
-_RESTS = {"pick-place": _rests_pick_place, "hammer": _rests_hammer, "drawer-open": _rests_drawer}
-_RULES = {"pick-place": _rules_pick_place, "hammer": _rules_hammer, "drawer-open": _rules_drawer}
 
 __all__ = [
     "Fall",

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .episode import EpisodeKind
-from .experts import CLOSE, HAND, OBJECT, OPEN, Action, Array, finish, make_expert, move_to
+from .experts import CLOSE, HAND, OBJECT, OPEN, Action, Array, move_to
 from .tasks import TaskSpec
 
 Mishap: TypeAlias = Literal[
@@ -28,7 +28,7 @@ Mishap: TypeAlias = Literal[
     "empty_run",
     "give_up",
 ]
-"""drop: the gripper opens. push_back: the drawer is pushed shut. wrong_place: hand and goal are misjudged by
+"""drop: the gripper opens. push_back: what was moved goes back. wrong_place: hand and goal are misjudged by
 a few centimetres. knock: the tool swings sideways and low. go_back: towards where the hand started, with
 whatever it holds. empty_run: on to the goal without the object. give_up: no more motion but a tremble."""
 
@@ -96,7 +96,7 @@ def write_script(kind: EpisodeKind, spec: TaskSpec, rng: np.random.Generator) ->
 def _write_perturbed(spec: TaskSpec, rng: np.random.Generator) -> Script:
     noise = float(rng.choice([0.05, 0.2, 0.4, 0.7], p=[0.3, 0.35, 0.2, 0.15]))
     planned: list[Planned] = []
-    regress = rng.random() < 0.5
+    regress = rng.random() < 0.5 and spec.regress is not None
     if rng.random() < (0.25 if regress else 0.75):
         planned.append(_early(spec, rng))
     if regress:
@@ -125,17 +125,22 @@ def _early(spec: TaskSpec, rng: np.random.Generator) -> Planned:
 
 
 def _regress(spec: TaskSpec, rng: np.random.Generator) -> Planned:
-    first = 1.0 - sum(list(spec.stages.values())[2:])
-    # A hammer let go in mid-stroke still drives the nail in.
-    latest = 0.8 if spec.name == "hammer" else 0.97
-    carrying = float(rng.uniform(first + 0.15 * (1 - first), latest))
-    if spec.name == "drawer-open":
+    first = _work_begins(spec)
+    carrying = float(rng.uniform(first + 0.15 * (1 - first), spec.lost_until))
+    if spec.regress == "push_back":
         return Planned(
             "push_back", int(rng.integers(18, 40)), at_progress=float(rng.uniform(first + 0.2, 1.0))
         )
     if rng.random() < 0.2:
         return Planned("go_back", int(rng.integers(20, 35)), at_progress=carrying)
     return Planned("drop", int(rng.integers(8, 18)), at_progress=carrying, offset=_sideways(rng, 0.0, 1.0))
+
+
+def _work_begins(spec: TaskSpec) -> float:
+    """Progress from which on there is something to undo: the object is held, or the last stage is under way."""
+    names = list(spec.stages)
+    early = names.index("grasp") + 1 if "grasp" in names else len(names) - 1
+    return sum(list(spec.stages.values())[:early])
 
 
 def _ending(rng: np.random.Generator, at_progress: float = 0.0) -> Planned:
@@ -172,7 +177,7 @@ class Driver:
 
     def __init__(self, spec: TaskSpec, script: Script, rng: np.random.Generator, home: Array) -> None:
         self._spec, self._script, self._rng, self._home = spec, script, rng, home
-        self._expert = make_expert(spec.name)
+        self._expert = spec.expert()
         self._waiting = list(script.planned)
         self._active: Planned | None = None
         self._left = 0
@@ -244,7 +249,7 @@ class Driver:
             away = 0.25 * offset if planned.steps % 2 else np.zeros(3)
             return np.append(away, OPEN).astype(np.float32)
         if planned.mishap == "push_back":
-            return np.array([0.0, 0.9, 0.0, OPEN], dtype=np.float32)
+            return np.array([*self._spec.undo, OPEN], dtype=np.float32)
         if planned.mishap in ("freeze", "give_up"):
             return np.append(0.05 * self._rng.normal(size=3), grip).astype(np.float32)
         if planned.mishap == "drift":
@@ -265,7 +270,7 @@ class Driver:
 
     def _normal(self, observation: Array) -> Action:
         if self.done_for > 0:
-            return finish(self._spec.name, observation, self.done_for, self._home)
+            return self._spec.finish(observation, self.done_for, self._home)
         return self._expert(observation)
 
     def _wander(self) -> Action:
@@ -277,8 +282,7 @@ class Driver:
 
 
 def _with_object_at_hand(spec: TaskSpec, observation: Array) -> Array:
-    """The observation of a robot that believes it holds the object (or the drawer's handle)."""
+    """The observation of a robot that believes it holds the object (or the handle)."""
     believed = observation.copy()
-    below = {"pick-place": (0.0, 0.0, -0.045), "hammer": (0.03, 0.0, -0.04), "drawer-open": (0.0, 0.0, 0.0)}
-    believed[OBJECT] = believed[HAND] + np.array(below[spec.name])
+    believed[OBJECT] = believed[HAND] + np.array(spec.in_hand)
     return believed

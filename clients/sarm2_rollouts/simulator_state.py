@@ -7,13 +7,17 @@ point but for the hammer, where they are the middle of the handle and the striki
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from .cameras import project
-from .tasks import CAMERAS, TaskSpec
+from .views import CAMERAS
+
+if TYPE_CHECKING:
+    from .tasks import TaskSpec
 
 POINTS = ("tool", "object", "part", "goal")
 
@@ -41,17 +45,21 @@ SIMULATOR_NAMES = (
 """Names of the K columns of `Episode.simulator_TK`. `u` (right) and `v` (down) are in [0, 1] inside the
 picture and clipped to [-1, 2] outside; `visible` is 1 inside the picture (occlusion is not considered)."""
 
-HANDLE_REACH = 0.05
-"""The hammer may be taken this far (metres) to either side of its handle's middle."""
 
-HAMMER_FACE = np.array([0.16, 0.07, 0.01])
-"""The striking face in the hammer's own frame, metres."""
+@dataclass(frozen=True)
+class Reading:
+    """What a task reads from the simulator: positions float64 (3,) in metres, and scalars.
 
-NAIL_DONE = 0.09
-"""Travel of the nail (metres) above which the simulator calls it driven in."""
+    `reach_distance` is metres from the tool to the nearest point where the object may be taken, `held`
+    whether fingers press on it, `joint` how far an articulated part is moved: 0 untouched, 1 success.
+    """
 
-DRAWER_DONE = 0.16
-"""Travel of the drawer (metres) from which the simulator calls it open: 3 cm short of its 19 cm target."""
+    object: npt.NDArray[np.float64]
+    part: npt.NDArray[np.float64]
+    goal: npt.NDArray[np.float64]
+    reach_distance: float
+    held: bool
+    joint: float = 0.0
 
 
 def column(simulator_TK: npt.NDArray[Any], name: str, names: Sequence[str] = SIMULATOR_NAMES) -> Any:
@@ -70,61 +78,29 @@ def read_simulator(env: Any, spec: TaskSpec, success: bool) -> npt.NDArray[np.fl
     """All quantities of the simulator's current state, float32 (K,) in the order of `SIMULATOR_NAMES`."""
     tool = np.array(env.tcp_center)
     opening = float(np.clip(np.linalg.norm(_finger(env, "right") - _finger(env, "left")) / 0.1, 0.0, 1.0))
-    thing, part, goal, distance, held, joint = _READERS[spec.name](env, tool)
-    physical = [*tool, *thing, *part, *goal, opening, float(held), distance, joint, float(success)]
-    points = np.stack([tool, thing, goal])
+    read = spec.read(env, tool)
+    positions = [*tool, *read.object, *read.part, *read.goal]
+    scalars = [opening, float(read.held), read.reach_distance, read.joint, float(success)]
+    points = np.stack([tool, read.object, read.goal])
     pictures = [project(env.model, env.data, spec.views[camera], points).ravel() for camera in CAMERAS]
-    return np.concatenate([physical, *pictures]).astype(np.float32)
+    return np.concatenate([positions, scalars, *pictures]).astype(np.float32)
 
 
-def _finger(env: Any, side: str) -> npt.NDArray[np.float64]:
-    return np.array(env.data.body(f"{side}claw").xpos)
-
-
-def _read_pick_place(env: Any, tool: npt.NDArray[np.float64]) -> tuple[Any, Any, Any, float, bool, float]:
-    puck = np.array(env.data.body("obj").xpos)
-    goal = np.array(env._target_pos)
-    held = env.touching_object(env.model.geom("objGeom").id)
-    return puck, puck, goal, float(np.linalg.norm(puck - tool)), held, 0.0
-
-
-def _read_hammer(env: Any, tool: npt.NDArray[np.float64]) -> tuple[Any, Any, Any, float, bool, float]:
-    body = env.data.body("hammer")
-    middle, axes = np.array(body.xpos), np.array(body.xmat).reshape(3, 3)
-    along = float(np.clip(axes[:, 0] @ (tool - middle), -HANDLE_REACH, HANDLE_REACH))
-    grip = middle + along * axes[:, 0]
-    handle = _colliding(env.model, "hammer")
-    held = any(env.touching_object(geom) for geom in handle)
-    nail = np.array(env.data.site("nailHead").xpos)
-    travel = float(env.data.joint("NailSlideJoint").qpos[0])
-    joint = float(np.clip(travel / NAIL_DONE, 0.0, 1.0))
-    return middle, middle + axes @ HAMMER_FACE, nail, float(np.linalg.norm(grip - tool)), held, joint
-
-
-def _read_drawer(env: Any, tool: npt.NDArray[np.float64]) -> tuple[Any, Any, Any, float, bool, float]:
-    handle = np.array(env.data.body("drawer_link").xpos) + np.array([0.0, -0.16, 0.0])
-    opening = -float(env.data.joint("goal_slidey").qpos[0])
-    bars = _colliding(env.model, "drawer_link")
-    fingers = {env.model.geom(f"{side}pad_geom").id for side in ("left", "right")}
-    held = any(
-        bool(fingers & set(pair)) and bool(bars & set(pair)) for pair in env.data.contact.geom.tolist()
-    )
-    distance = float(np.linalg.norm(handle - tool))
-    return (
-        handle,
-        handle,
-        np.array(env._target_pos),
-        distance,
-        held,
-        float(np.clip(opening / DRAWER_DONE, 0, 1)),
-    )
-
-
-def _colliding(model: Any, body: str) -> set[int]:
+def colliding(model: Any, body: str) -> set[int]:
+    """Ids of a body's geometries that can touch others."""
     index = model.body(body).id
     return {
         geom for geom in range(model.ngeom) if model.geom_bodyid[geom] == index and model.geom_contype[geom]
     }
 
 
-_READERS = {"pick-place": _read_pick_place, "hammer": _read_hammer, "drawer-open": _read_drawer}
+def fingers_touch(env: Any, body: str) -> bool:
+    """Whether any finger touches a body."""
+    parts = colliding(env.model, body)
+    fingers = {env.model.geom(f"{side}pad_geom").id for side in ("left", "right")}
+    pairs = [set(pair) for pair in env.data.contact.geom.tolist()]
+    return any(bool(fingers & pair) and bool(parts & pair) for pair in pairs)
+
+
+def _finger(env: Any, side: str) -> npt.NDArray[np.float64]:
+    return np.array(env.data.body(f"{side}claw").xpos)

@@ -9,7 +9,6 @@ import numpy.typing as npt
 import pytest
 
 from sarm2_rollouts.episode import Episode, EpisodeKind
-from sarm2_rollouts.experts import make_expert
 from sarm2_rollouts.labels import (
     MIN_SEGMENT,
     STALL_FRAMES,
@@ -182,7 +181,7 @@ def test_every_stage_of_a_task_is_seen_in_a_clean_demonstration(name: str) -> No
 @pytest.mark.parametrize("name", ["pick-place", "hammer"])
 def test_letting_the_object_go_in_mid_air_costs_at_least_a_fifth(name: str) -> None:
     with MetaWorldRobot(name, 34, render=False) as robot:
-        expert = make_expert(name)
+        expert = TASKS[name].expert()
         first = robot.observe().simulator_K
         shown = [first]
         while progress_of(name, shown[-1][None], first_K=first)[0] < 0.6:
@@ -238,7 +237,7 @@ def test_an_expert_gets_a_copy_of_the_observation(name: str) -> None:
     with MetaWorldRobot(name, 1, render=False) as robot:
         observation = robot.observe().expert_39
         kept = observation.copy()
-        make_expert(name)(observation)
+        TASKS[name].expert()(observation)
         assert np.array_equal(observation, kept)
 
 

@@ -1,0 +1,79 @@
+"""What labels are made of: the simulator's quantities by name, and the few operations all tasks need.
+
+Shapes: T frames, K simulator quantities.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from sarm2_rollouts.simulator_state import SIMULATOR_NAMES, column, columns
+
+Array: TypeAlias = npt.NDArray[np.float64]
+Flags: TypeAlias = npt.NDArray[np.bool_]
+
+TAKEN = 0.7
+"""From this closedness around the object on, it counts as held."""
+
+
+class Quantities:
+    """Columns of the simulator's state by name, float64 (T,)."""
+
+    def __init__(self, simulator_TK: npt.NDArray[Any], names: Sequence[str] = SIMULATOR_NAMES) -> None:
+        self._simulator_TK = simulator_TK
+        self._names = names
+
+    def __getitem__(self, name: str) -> Array:
+        values: Array = column(self._simulator_TK, name, self._names)
+        return values
+
+    def between(self, a: str, b: str) -> Array:
+        """Position of `a` minus position of `b`, (T, 3) metres."""
+        return columns(self._simulator_TK, a, self._names) - columns(self._simulator_TK, b, self._names)
+
+    def distance(self, a: str, b: str) -> Array:
+        """Metres between `a` and `b`, (T,)."""
+        return np.asarray(np.linalg.norm(self.between(a, b), axis=1))
+
+    def aside(self, a: str, b: str) -> Array:
+        """Metres between `a` and `b` as seen from above, (T,)."""
+        return np.asarray(np.linalg.norm(self.between(a, b)[:, :2], axis=1))
+
+
+def share_left(now_T: Array, first_1: Array, done: float, least: float = 0.04) -> Array:
+    """Share of the way from the first frame's length to `done` that is left. `least`: shortest whole way."""
+    return np.clip((now_T - done) / np.maximum(first_1 - done, least), 0.0, 1.0)
+
+
+def grasp(q: Quantities) -> Array:
+    """0 (open or empty) to 1 (closed around the object)."""
+    near_T = np.clip((0.04 - q["reach_distance"]) / 0.02, 0.0, 1.0)
+    closed_T = np.clip((0.95 - q["gripper"]) / 0.35, 0.0, 1.0)
+    filled_T = np.clip((q["gripper"] - 0.25) / 0.1, 0.0, 1.0)
+    taken_T: Array = near_T * closed_T * filled_T
+    return taken_T
+
+
+def choose(length: int, *cases: tuple[str, Flags | None]) -> list[str]:
+    """The first case that holds, per frame; the last case holds always (None)."""
+    names = [cases[-1][0]] * length
+    for name, holds_T in reversed(cases[:-1]):
+        assert holds_T is not None
+        names = [name if holds else old for old, holds in zip(names, holds_T, strict=True)]
+    return names
+
+
+def lately(flag_T: Flags, frames: int) -> Flags:
+    """Whether the flag held at any of the last `frames` frames before this one."""
+    shifted = [np.concatenate([np.zeros(k, bool), flag_T[: len(flag_T) - k]]) for k in range(1, frames + 1)]
+    return np.asarray(np.any([row[: len(flag_T)] for row in shifted], axis=0))
+
+
+def change(value_T: Array, frames: int) -> Array:
+    """value(t) - value(t - frames); before the start the first value stands."""
+    earlier_T = np.concatenate([np.full(frames, value_T[0]), value_T])[: len(value_T)]
+    return np.asarray(value_T - earlier_T)
