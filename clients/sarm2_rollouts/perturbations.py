@@ -129,7 +129,7 @@ def _regress(spec: TaskSpec, rng: np.random.Generator) -> Planned:
     carrying = float(rng.uniform(first + 0.15 * (1 - first), spec.lost_until))
     if spec.regress == "push_back":
         return Planned(
-            "push_back", int(rng.integers(18, 40)), at_progress=float(rng.uniform(first + 0.2, 1.0))
+            "push_back", int(rng.integers(18, 40)), at_progress=float(rng.uniform(min(first + 0.2, 0.9), 1.0))
         )
     if rng.random() < 0.2:
         return Planned("go_back", int(rng.integers(20, 35)), at_progress=carrying)
@@ -137,7 +137,7 @@ def _regress(spec: TaskSpec, rng: np.random.Generator) -> Planned:
 
 
 def _work_begins(spec: TaskSpec) -> float:
-    """Progress from which on there is something to undo: the object is held, or the last stage is under way."""
+    """Progress from which on there is something to undo: the object is held, or the last stage begun."""
     names = list(spec.stages)
     early = names.index("grasp") + 1 if "grasp" in names else len(names) - 1
     return sum(list(spec.stages.values())[:early])
