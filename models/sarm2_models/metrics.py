@@ -22,6 +22,8 @@ import numpy.typing as npt
 
 from sarm2_models.estimate import Estimate, draws, ratio
 from sarm2_models.falls import fall_caught, falls, falls_for_no_reason
+from sarm2_models.ranking import kendall_of_triples, quality_of
+from sarm2_models.segments import matched_segments
 
 Floats: TypeAlias = npt.NDArray[np.floating]
 Ints: TypeAlias = npt.NDArray[np.integer]
@@ -188,6 +190,20 @@ def _group(groups: Ints) -> Contribution:
     return contribution
 
 
+def _hierarchical(groups: Ints) -> Contribution:
+    def contribution(scored: Scored) -> tuple[float, float]:
+        wrong_T = scored.primitive_T != scored.true_primitive_T
+        wrong_group_T = groups[scored.primitive_T] != groups[scored.true_primitive_T]
+        return float((wrong_T + wrong_group_T.astype(float)).sum()) / 2, float(len(wrong_T))
+
+    return contribution
+
+
+def _segments(scored: Scored) -> tuple[float, float]:
+    matched, predicted, true = matched_segments(scored.primitive_T, scored.true_primitive_T)
+    return 2.0 * matched, float(predicted + true)
+
+
 def _covered(scored: Scored) -> tuple[float, float]:
     inside_T = (scored.low_T <= scored.truth_T) & (scored.truth_T <= scored.high_T)
     return float(inside_T.sum()), float(len(inside_T))
@@ -208,6 +224,25 @@ def _auc(episodes: Sequence[Scored], seed: int) -> Estimate:
         return Estimate(None, None, None, len(episodes))
     resampled = [roc_auc(final_N[draw], success_N[draw]) for draw in draws(len(episodes), seed)]
     return Estimate.of(value, np.array([np.nan if auc is None else auc for auc in resampled]), len(episodes))
+
+
+def _ranking(episodes: Sequence[Scored], seed: int) -> Estimate:
+    final_N = np.array([scored.progress_T[-1] for scored in episodes], dtype=np.float64)
+    true_N = np.array([scored.truth_T[-1] for scored in episodes], dtype=np.float64)
+    quality_N = quality_of(true_N, np.array([scored.success for scored in episodes], dtype=bool))
+    task_N = np.array([scored.task for scored in episodes])
+
+    def mean_over_tasks(chosen: Ints) -> float:
+        task, final, quality = task_N[chosen], final_N[chosen], quality_N[chosen]
+        found = [kendall_of_triples(final[task == one], quality[task == one]) for one in np.unique(task)]
+        known = [tau for tau in found if tau is not None]
+        return float(np.mean(known)) if known else np.nan
+
+    value = mean_over_tasks(np.arange(len(episodes)))
+    if np.isnan(value):
+        return Estimate(None, None, None, len(episodes))
+    samples = np.array([mean_over_tasks(draw) for draw in draws(len(episodes), seed)])
+    return Estimate.of(value, samples, len(episodes))
 
 
 def _ece(episodes: Sequence[Scored], seed: int) -> Estimate:
@@ -238,6 +273,10 @@ def evaluate(
     - `primitive_accuracy`, `group_accuracy`: share of demo frames with the right primitive, the right group
       of it; `primitive_accuracy_without_null` leaves frames out that are truly null;
       `rollout_primitive_accuracy` is over rollouts.
+    - `hierarchical_loss`: mean over demo frames of 0 for the right primitive, .5 for another one of its
+      group, 1 otherwise. `segment_f1`: F1 of predicted segments that overlap a true one by half, on demos.
+    - `ranking`: mean Kendall tau_a over (failure, partial, success) triples of rollouts of one task, by final
+      progress, averaged over tasks that have such triples.
     - `success_auc`: area under the ROC curve of final progress against success as the simulator knows it,
       over rollouts.
     - `ece`: expected calibration error of the stage confidence in 15 equal bins, all frames of all episodes.
@@ -266,6 +305,8 @@ def evaluate(
         "primitive_accuracy_without_null": (_demo, _primitive_without(null_index)),
         "rollout_primitive_accuracy": (_rollout, _primitive),
         "group_accuracy": (_demo, _group(group_P)),
+        "hierarchical_loss": (_demo, _hierarchical(group_P)),
+        "segment_f1": (_demo, _segments),
         "interval_coverage": (_any, _covered),
         "interval_width": (_any, _width),
     }
@@ -281,7 +322,9 @@ def evaluate(
         estimates[key] = ratio(pairs, seed, root=key == "jitter")
         if key == "drop_recall":
             estimates[key] = replace(estimates[key], n=int(sum(total for _, total in pairs)))
-    estimates["success_auc"] = _auc([scored for scored in episodes if _rollout(scored)], seed)
+    rollouts = [scored for scored in episodes if _rollout(scored)]
+    estimates["success_auc"] = _auc(rollouts, seed)
+    estimates["ranking"] = _ranking(rollouts, seed)
     estimates["ece"] = _ece(episodes, seed)
     return estimates
 
