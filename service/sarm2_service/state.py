@@ -16,7 +16,7 @@ from sarm2_service.scorer import Scorer
 from sarm2_service.sessions import Sessions
 from sarm2_service.settings import Settings
 
-LAG_INTERVAL_S = 0.25
+LAG_INTERVAL_S = 0.05
 LAG_LIMIT_S = 0.1
 
 
