@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from sarm2_rollouts.experts import CLOSE, GOAL, HAND, OBJECT, Action, Array, Expert, descend, move_to
 from sarm2_rollouts.simulator_state import Reading, fingers_touch
+from sarm2_rollouts.views import VIEWS
 
 from .quantities import Quantities, change, choose, lately, share_left
 from .spec import Rests, Rule, TaskSpec
@@ -98,7 +100,7 @@ def _pull(observation: Array) -> Action:
     """Towards the goal, slowly: the plug comes loose at once."""
     hand, end, goal = observation[HAND], observation[OBJECT], observation[GOAL]
     action = move_to(hand, goal + (hand - end), CLOSE)
-    speed = 0.5 if np.linalg.norm(goal - end) > 0.09 else 0.3
+    speed = 0.5 if np.linalg.norm(goal - end) > 0.09 else 0.2
     action[:3] = np.clip(action[:3], -speed, speed)
     return action
 
@@ -124,4 +126,5 @@ TASK = TaskSpec(
     expert=_expert,
     finish=_finish,
     in_hand=(-DEEP, 0.0, -0.045),
+    views={**VIEWS, "side": replace(VIEWS["side"], azimuth=180.0)},  # the wall hides the plug from the left
 )

@@ -109,7 +109,7 @@ def _finish(observation: Array, step: int, home: Array) -> Action:
 TASK = TaskSpec(
     name="window-open",
     env_name="window-open-v3",
-    instruction="slide the window open to the right by its white handle",
+    instruction="slide the window open by its white handle",
     stages={"reach": 0.37, "slide": 0.63},
     primitives=("reach", "slide", "retract"),
     read=_read,
