@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 Array: TypeAlias = npt.NDArray[np.float64]
 Action: TypeAlias = npt.NDArray[np.float32]
+Pair: TypeAlias = tuple[float, float]
 Expert: TypeAlias = Callable[[Array], Action]
 """Takes the simulator's observation (39,) and gives an action. It always gets a copy of its own."""
 
@@ -27,6 +28,27 @@ HAND, OBJECT, GOAL = slice(0, 3), slice(4, 7), slice(36, 39)
 def move_to(hand: Array, target: Array, gripper: float, gain: float = 10.0) -> Action:
     """A step of a proportional controller from `hand` to `target` (metres)."""
     return np.append(np.clip(gain * (target - hand), -1.0, 1.0), gripper).astype(np.float32)
+
+
+def descend(
+    hand: Array, spot: Array, *, over: float, near: Pair, keep: Pair, tall: float = 0.0
+) -> Action | None:
+    """Go above `spot` and down to it with open fingers; None once the hand is there.
+
+    Args:
+        over: metres above the spot at which the hand passes over what stands there.
+        near: metres beside the spot, in x and y, within which it descends.
+        keep: metres beside the spot, in x and y, within which a hand that is down is still there.
+        tall: metres above the spot at which the hand counts as there.
+    """
+    beside, above = np.abs(hand[:2] - spot[:2]), float(hand[2] - spot[2])
+    if bool((beside > (keep if above < tall + 0.04 else near)).any()):
+        if above < over - 0.02 and beside.max() < 0.12:  # too low to pass over it
+            return move_to(hand, np.array([hand[0], hand[1], spot[2] + over + 0.03]), OPEN)
+        return move_to(hand, spot + np.array([0.0, 0.0, over]), OPEN, gain=20.0)
+    if above > tall + 0.01:
+        return move_to(hand, spot + np.array([0.0, 0.0, tall - 0.01]), OPEN)
+    return None
 
 
 def from_metaworld(class_name: str) -> Expert:

@@ -128,9 +128,8 @@ def _regress(spec: TaskSpec, rng: np.random.Generator) -> Planned:
     first = _work_begins(spec)
     carrying = float(rng.uniform(first + 0.15 * (1 - first), spec.lost_until))
     if spec.regress == "push_back":
-        return Planned(
-            "push_back", int(rng.integers(18, 40)), at_progress=float(rng.uniform(min(first + 0.2, 0.9), 1.0))
-        )
+        steps = int(rng.integers(18, 40)) * (2 if callable(spec.undo) else 1)  # it must first go round
+        return Planned("push_back", steps, at_progress=float(rng.uniform(min(first + 0.2, 0.9), 1.0)))
     if rng.random() < 0.2:
         return Planned("go_back", int(rng.integers(20, 35)), at_progress=carrying)
     return Planned("drop", int(rng.integers(8, 18)), at_progress=carrying, offset=_sideways(rng, 0.0, 1.0))
@@ -199,7 +198,8 @@ class Driver:
         """Whether the episode ends here."""
         # Who is more than half way when the time is up gets a little more: few episodes end just short.
         limit = self._script.max_steps + (GRACE_STEPS if self._progress > 0.5 and self._active is None else 0)
-        return self._over or self._step >= limit or self.done_for >= FINISH_STEPS
+        finished = self.done_for >= FINISH_STEPS and self.mishap != "push_back"
+        return self._over or self._step >= limit or finished
 
     def act(self, observation: Array, progress: float) -> Action:
         """The next action, from the simulator's observation (39,) and the true progress."""
@@ -249,7 +249,8 @@ class Driver:
             away = 0.25 * offset if planned.steps % 2 else np.zeros(3)
             return np.append(away, OPEN).astype(np.float32)
         if planned.mishap == "push_back":
-            return np.array([*self._spec.undo, OPEN], dtype=np.float32)
+            undo = self._spec.undo
+            return undo(observation) if callable(undo) else np.array([*undo, OPEN], dtype=np.float32)
         if planned.mishap in ("freeze", "give_up"):
             return np.append(0.05 * self._rng.normal(size=3), grip).astype(np.float32)
         if planned.mishap == "drift":

@@ -89,6 +89,8 @@ def make_env(spec: TaskSpec) -> Any:
     env.seeded_rand_vec = True
     env._partially_observable = False
     del env.sawyer_observation_space  # cached with the goal's bounds at zero, to which `step` would clip
+    if spec.start is not None:
+        env.hand_init_pos = np.array(spec.start)
     env.max_path_length = 1_000_000  # `step` raises after 500 otherwise; episodes are bounded here
     return env
 

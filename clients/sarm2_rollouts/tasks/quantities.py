@@ -58,6 +58,25 @@ def grasp(q: Quantities) -> Array:
     return taken_T
 
 
+def astride(q: Quantities, first: Quantities, low: float, slack: float = 0.035) -> dict[str, Array]:
+    """What is left of `reach` (going above the object) and `lower` (fingers down astride of it).
+
+    Also where the hand starts right above the object, for what is to be reached is the spot down there.
+
+    Args:
+        low: height of the tool (metres) at which the fingers are down.
+        slack: metres between tool and object, as seen from above, that are near enough.
+    """
+
+    def off(now: Quantities) -> Array:
+        beside_T = np.maximum(now.aside("tool", "object") - slack, 0.0)
+        return np.asarray(np.hypot(beside_T, np.maximum(now["tool_z"] - low, 0.0)))
+
+    above_T = np.clip((0.06 + slack - q.aside("tool", "object")) / 0.05, 0.0, 1.0)
+    lowered_T = 1.0 - share_left(q["tool_z"], first["tool_z"], low)
+    return {"reach": share_left(off(q), off(first), 0.0), "lower": 1.0 - above_T * lowered_T}
+
+
 def choose(length: int, *cases: tuple[str, Flags | None]) -> list[str]:
     """The first case that holds, per frame; the last case holds always (None)."""
     names = [cases[-1][0]] * length

@@ -41,9 +41,10 @@ class TaskSpec:
             observation (39,), the control steps since success and the hand's first position (3,).
         regress: how the work is undone on purpose: the object is let go of, or pushed back with the open
             hand along `undo`; None where nothing undoes it.
-        undo: motion of the tool that undoes the work, in the units of an action.
+        undo: motion of the tool that undoes the work, in the units of an action, or an expert that does.
         lost_until: progress from which on letting go undoes nothing any more.
         in_hand: where the object lies from the hand when it is held, metres.
+        start: where the hand starts, metres; None: where the simulator puts it.
         warm_up: control steps after a reset until the observation is true.
         views: the cameras; each task may turn one whose sight is blocked.
     """
@@ -59,8 +60,9 @@ class TaskSpec:
     expert: Callable[[], Expert]
     finish: Callable[[Array, int, Array], Action]
     regress: Literal["drop", "push_back"] | None = "drop"
-    undo: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    undo: tuple[float, float, float] | Expert = (0.0, 0.0, 0.0)
     lost_until: float = 0.97
     in_hand: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    start: tuple[float, float, float] | None = None
     warm_up: int = 2
     views: Mapping[str, View] = field(default_factory=lambda: VIEWS)
