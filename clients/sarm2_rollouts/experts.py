@@ -29,6 +29,26 @@ def move_to(hand: Array, target: Array, gripper: float, gain: float = 10.0) -> A
     return np.append(np.clip(gain * (target - hand), -1.0, 1.0), gripper).astype(np.float32)
 
 
+def descend(
+    hand: Array, place: Array, gripper: float, *, hover: float = 0.1, aside: float = 0.03, low: float = 0.01
+) -> Action | None:
+    """Go over `place` and down on it; None once there.
+
+    Args:
+        hover: metres above the place at which the hand passes over it.
+        aside: metres beside the place, as seen from above, from which on the hand goes down.
+        low: metres above the place at which it has arrived.
+    """
+    height = float(hand[2] - place[2])
+    if np.linalg.norm(hand[:2] - place[:2]) > aside:
+        # Too low to pass over what stands there, the hand first rises where it is.
+        level = place[:2] if height > 0.6 * hover else hand[:2]
+        return move_to(hand, np.append(level, place[2] + hover), gripper)
+    if height > low:
+        return move_to(hand, place - np.array([0.0, 0.0, 0.03]), gripper)
+    return None
+
+
 def from_metaworld(class_name: str) -> Expert:
     """One of Meta-World's own policies. It gets copies of observations, since some change them in place."""
     from metaworld import policies

@@ -58,6 +58,16 @@ def grasp(q: Quantities) -> Array:
     return taken_T
 
 
+def lowered(height_T: Array, aside_T: Array, whole: float) -> Array:
+    """0 to 1: how far the tool has come down on a place from `whole` metres above it.
+
+    Counts only over the place, fading out from 5 to 10 cm beside it (`aside_T`, metres).
+    """
+    above_T = np.clip((0.10 - aside_T) / 0.05, 0.0, 1.0)
+    down_T: Array = above_T * np.clip(1.0 - height_T / whole, 0.0, 1.0)
+    return down_T
+
+
 def choose(length: int, *cases: tuple[str, Flags | None]) -> list[str]:
     """The first case that holds, per frame; the last case holds always (None)."""
     names = [cases[-1][0]] * length
