@@ -29,6 +29,12 @@ def move_to(hand: Array, target: Array, gripper: float, gain: float = 10.0) -> A
     return np.append(np.clip(gain * (target - hand), -1.0, 1.0), gripper).astype(np.float32)
 
 
+def around(arm: Array) -> Array:
+    """Where a point goes that turns anticlockwise at `arm` (..., 3) from its hinge: level unit vectors."""
+    way = np.stack([-arm[..., 1], arm[..., 0], np.zeros_like(arm[..., 0])], axis=-1)
+    return np.asarray(way / np.linalg.norm(way, axis=-1, keepdims=True))
+
+
 def descend(
     hand: Array, place: Array, gripper: float, *, hover: float = 0.1, aside: float = 0.03, low: float = 0.01
 ) -> Action | None:
@@ -43,7 +49,7 @@ def descend(
     if np.linalg.norm(hand[:2] - place[:2]) > aside:
         # Too low to pass over what stands there, the hand first rises where it is.
         level = place[:2] if height > 0.6 * hover else hand[:2]
-        return move_to(hand, np.append(level, place[2] + hover), gripper)
+        return move_to(hand, np.append(level, place[2] + hover), gripper, gain=20.0)
     if height > low:
         return move_to(hand, place - np.array([0.0, 0.0, 0.03]), gripper)
     return None

@@ -12,7 +12,7 @@ from types import MappingProxyType
 from sarm2_client.errors import NotFound
 from sarm2_rollouts.views import CAMERAS, VIEWS, View
 
-from . import door_open, drawer_open, hammer, pick_place
+from . import button_press_topdown, door_open, drawer_open, faucet_open, hammer, handle_pull, pick_place
 from .spec import TaskSpec
 
 FPS = 10.0
@@ -47,7 +47,18 @@ PRIMITIVES = (
 
 
 TASKS: Mapping[str, TaskSpec] = MappingProxyType(
-    {module.TASK.name: module.TASK for module in (pick_place, hammer, drawer_open, door_open)}
+    {
+        module.TASK.name: module.TASK
+        for module in (
+            pick_place,
+            hammer,
+            drawer_open,
+            button_press_topdown,
+            door_open,
+            faucet_open,
+            handle_pull,
+        )
+    }
 )
 """Every task by its short name."""
 
