@@ -46,9 +46,11 @@ def descend(
         low: metres above the place at which it has arrived.
     """
     height = float(hand[2] - place[2])
-    if np.linalg.norm(hand[:2] - place[:2]) > aside:
-        # Too low to pass over what stands there, the hand first rises where it is.
-        level = place[:2] if height > 0.6 * hover else hand[:2]
+    off = float(np.linalg.norm(hand[:2] - place[:2]))
+    if off > aside:
+        # Too low to pass over what stands there by the time it is near, the hand rises where it is.
+        too_low = 0.6 * hover - height > max(off - 0.15, 0.0)
+        level = hand[:2] if too_low else place[:2]
         return move_to(hand, np.append(level, place[2] + hover), gripper, gain=20.0)
     if height > low:
         return move_to(hand, place - np.array([0.0, 0.0, 0.03]), gripper)

@@ -53,6 +53,7 @@ def _rules(q: Quantities, rests: Rests) -> Rule:
     held_T = 1.0 - rests["grasp"] >= TAKEN
     done_T = q["success"] > 0.5
     pressing_T = change(q["joint"], 3) < -0.06
+    approaching_T = change(q["reach_distance"], 4) < -0.03  # no idling, even where the bar is nearly up
     lost_T = lately(held_T, 4) & ~held_T & (q["gripper"] > 0.7)
     return choose(
         len(done_T),
@@ -62,7 +63,7 @@ def _rules(q: Quantities, rests: Rests) -> Rule:
         ("release", lost_T),
         ("grasp", q["reach_distance"] < 0.06),
         ("reach", None),
-    ), ~(pressing_T | lost_T | done_T)
+    ), ~(pressing_T | approaching_T | lost_T | done_T)
 
 
 def _act(observation: Array) -> Action:
