@@ -94,7 +94,7 @@ def _finish(observation: Array, step: int, home: Array) -> Action:
 TASK = TaskSpec(
     name="handle-pull",
     env_name="handle-pull-v3",
-    instruction="take the red handle of the black stand and raise it",
+    instruction="take the red handle of the grey box and raise it",
     stages={"reach": 0.22, "grasp": 0.21, "raise": 0.57},
     primitives=("reach", "grasp", "raise", "release", "press", "hold"),
     read=_read,
