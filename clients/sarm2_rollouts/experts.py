@@ -30,7 +30,7 @@ def move_to(hand: Array, target: Array, gripper: float, gain: float = 10.0) -> A
     return np.append(np.clip(gain * (target - hand), -1.0, 1.0), gripper).astype(np.float32)
 
 
-def descend(
+def straddle(
     hand: Array, spot: Array, *, over: float, near: Pair, keep: Pair, tall: float = 0.0
 ) -> Action | None:
     """Go above `spot` and down to it with open fingers; None once the hand is there.
@@ -48,6 +48,34 @@ def descend(
         return move_to(hand, spot + np.array([0.0, 0.0, over]), OPEN, gain=20.0)
     if above > tall + 0.01:
         return move_to(hand, spot + np.array([0.0, 0.0, tall - 0.01]), OPEN)
+    return None
+
+
+def around(arm: Array) -> Array:
+    """Where a point goes that turns anticlockwise at `arm` (..., 3) from its hinge: level unit vectors."""
+    way = np.stack([-arm[..., 1], arm[..., 0], np.zeros_like(arm[..., 0])], axis=-1)
+    return np.asarray(way / np.linalg.norm(way, axis=-1, keepdims=True))
+
+
+def descend(
+    hand: Array, place: Array, gripper: float, *, hover: float = 0.1, aside: float = 0.03, low: float = 0.01
+) -> Action | None:
+    """Go over `place` and down on it; None once there.
+
+    Args:
+        hover: metres above the place at which the hand passes over it.
+        aside: metres beside the place, as seen from above, from which on the hand goes down.
+        low: metres above the place at which it has arrived.
+    """
+    height = float(hand[2] - place[2])
+    off = float(np.linalg.norm(hand[:2] - place[:2]))
+    if off > aside:
+        # Too low to pass over what stands there by the time it is near, the hand rises where it is.
+        too_low = 0.6 * hover - height > max(off - 0.15, 0.0)
+        level = hand[:2] if too_low else place[:2]
+        return move_to(hand, np.append(level, place[2] + hover), gripper, gain=20.0)
+    if height > low:
+        return move_to(hand, place - np.array([0.0, 0.0, 0.03]), gripper)
     return None
 
 

@@ -89,9 +89,8 @@ def read_simulator(env: Any, spec: TaskSpec, success: bool) -> npt.NDArray[np.fl
 def colliding(model: Any, body: str) -> set[int]:
     """Ids of a body's geometries that can touch others."""
     index = model.body(body).id
-    return {
-        geom for geom in range(model.ngeom) if model.geom_bodyid[geom] == index and model.geom_contype[geom]
-    }
+    touching = model.geom_contype | model.geom_conaffinity
+    return {geom for geom in range(model.ngeom) if model.geom_bodyid[geom] == index and touching[geom]}
 
 
 def fingers_touch(env: Any, body: str) -> bool:

@@ -12,7 +12,19 @@ from types import MappingProxyType
 from sarm2_client.errors import NotFound
 from sarm2_rollouts.views import CAMERAS, VIEWS, View
 
-from . import drawer_close, drawer_open, hammer, peg_unplug_side, pick_place, sweep_into, window_open
+from . import (
+    button_press_topdown,
+    door_open,
+    drawer_close,
+    drawer_open,
+    faucet_open,
+    hammer,
+    handle_pull,
+    peg_unplug_side,
+    pick_place,
+    sweep_into,
+    window_open,
+)
 from .spec import TaskSpec
 
 FPS = 10.0
@@ -57,6 +69,10 @@ TASKS: Mapping[str, TaskSpec] = MappingProxyType(
             peg_unplug_side,
             sweep_into,
             window_open,
+            button_press_topdown,
+            door_open,
+            faucet_open,
+            handle_pull,
         )
     }
 )

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from sarm2_rollouts.experts import HAND, OBJECT, OPEN, Action, Array, Expert, descend, move_to
+from sarm2_rollouts.experts import HAND, OBJECT, OPEN, Action, Array, Expert, move_to, straddle
 from sarm2_rollouts.simulator_state import Reading, fingers_touch
 
 from .quantities import Quantities, astride, change, choose, share_left
@@ -64,7 +64,7 @@ def _act(observation: Array) -> Action:
     """
     hand = observation[HAND]
     spot = observation[OBJECT] + np.array([0.0, 0.0, LOW - 0.095])
-    action = descend(hand, spot, over=0.115, near=(0.03, 0.015), keep=(0.05, 0.05), tall=0.02)
+    action = straddle(hand, spot, over=0.115, near=(0.03, 0.015), keep=(0.05, 0.05), tall=0.02)
     if action is not None:
         return action
     return move_to(hand, spot + np.array([0.0, 0.06, 0.0]), OPEN)

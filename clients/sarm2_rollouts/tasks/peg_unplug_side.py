@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from sarm2_rollouts.experts import CLOSE, GOAL, HAND, OBJECT, Action, Array, Expert, descend, move_to
+from sarm2_rollouts.experts import CLOSE, GOAL, HAND, OBJECT, Action, Array, Expert, move_to, straddle
 from sarm2_rollouts.simulator_state import Reading, fingers_touch
 from sarm2_rollouts.views import VIEWS
 
@@ -80,7 +80,7 @@ def _rules(q: Quantities, rests: Rests) -> Rule:
 
 
 def _act(observation: Array) -> Action:
-    """Go above the plug, descend astride of it, close the fingers, and pull.
+    """Go above the plug, straddle astride of it, close the fingers, and pull.
 
     Meta-World's own policy hardly closes its fingers: they slip off, and it needs many pulls.
     """
@@ -92,7 +92,7 @@ def _act(observation: Array) -> Action:
         return _pull(observation)
     if inside and opening < 0.97:
         return move_to(hand, spot, CLOSE)
-    action = descend(hand, spot, over=ABOVE, near=(0.015, 0.012), keep=(0.03, 0.018))
+    action = straddle(hand, spot, over=ABOVE, near=(0.015, 0.012), keep=(0.03, 0.018))
     return move_to(hand, spot, CLOSE) if action is None else action
 
 

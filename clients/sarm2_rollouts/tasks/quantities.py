@@ -49,11 +49,11 @@ def share_left(now_T: Array, first_1: Array, done: float, least: float = 0.04) -
     return np.clip((now_T - done) / np.maximum(first_1 - done, least), 0.0, 1.0)
 
 
-def grasp(q: Quantities) -> Array:
-    """0 (open or empty) to 1 (closed around the object)."""
+def grasp(q: Quantities, empty: float = 0.25) -> Array:
+    """0 (open or empty) to 1 (closed around the object). `empty`: opening of fingers closed on nothing."""
     near_T = np.clip((0.04 - q["reach_distance"]) / 0.02, 0.0, 1.0)
     closed_T = np.clip((0.95 - q["gripper"]) / 0.35, 0.0, 1.0)
-    filled_T = np.clip((q["gripper"] - 0.25) / 0.1, 0.0, 1.0)
+    filled_T = np.clip((q["gripper"] - empty) / 0.1, 0.0, 1.0)
     taken_T: Array = near_T * closed_T * filled_T
     return taken_T
 
@@ -75,6 +75,16 @@ def astride(q: Quantities, first: Quantities, low: float, slack: float = 0.035) 
     above_T = np.clip((0.06 + slack - q.aside("tool", "object")) / 0.05, 0.0, 1.0)
     lowered_T = 1.0 - share_left(q["tool_z"], first["tool_z"], low)
     return {"reach": share_left(off(q), off(first), 0.0), "lower": 1.0 - above_T * lowered_T}
+
+
+def lowered(height_T: Array, aside_T: Array, whole: float) -> Array:
+    """0 to 1: how far the tool has come down on a place from `whole` metres above it.
+
+    Counts only over the place, fading out from 5 to 10 cm beside it (`aside_T`, metres).
+    """
+    above_T = np.clip((0.10 - aside_T) / 0.05, 0.0, 1.0)
+    down_T: Array = above_T * np.clip(1.0 - height_T / whole, 0.0, 1.0)
+    return down_T
 
 
 def choose(length: int, *cases: tuple[str, Flags | None]) -> list[str]:

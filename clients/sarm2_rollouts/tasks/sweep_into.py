@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from sarm2_rollouts.experts import GOAL, HAND, OBJECT, OPEN, Action, Array, Expert, descend, move_to
+from sarm2_rollouts.experts import GOAL, HAND, OBJECT, OPEN, Action, Array, Expert, move_to, straddle
 from sarm2_rollouts.simulator_state import Reading, colliding
 
 from .quantities import Quantities, astride, change, choose, share_left
@@ -57,7 +57,7 @@ def _act(observation: Array) -> Action:
     """
     hand, block, goal = observation[HAND], observation[OBJECT], observation[GOAL]
     spot = np.array([block[0], block[1], LOW + 0.045])
-    action = descend(hand, spot, over=0.075, near=(0.02, 0.02), keep=(0.035, 0.045), tall=0.005)
+    action = straddle(hand, spot, over=0.075, near=(0.02, 0.02), keep=(0.035, 0.045), tall=0.005)
     if action is not None:
         return action
     way = goal[:2] - block[:2] + np.array([0.0, 0.02])  # the finger that sweeps is behind the block
