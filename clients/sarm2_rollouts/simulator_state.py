@@ -102,5 +102,10 @@ def fingers_touch(env: Any, body: str) -> bool:
     return any(bool(fingers & pair) and bool(parts & pair) for pair in pairs)
 
 
+def fingers_hold(env: Any, body: str) -> bool:
+    """Whether both fingers touch one and the same part of a body."""
+    return any(env.touching_object(geom) for geom in colliding(env.model, body))
+
+
 def _finger(env: Any, side: str) -> npt.NDArray[np.float64]:
     return np.array(env.data.body(f"{side}claw").xpos)

@@ -58,6 +58,11 @@ def grasp(q: Quantities) -> Array:
     return taken_T
 
 
+def within(value_T: Array, outer: float, inner: float) -> Array:
+    """1 up to `inner`, falling evenly to 0 from `outer` on."""
+    return np.clip((outer - value_T) / (outer - inner), 0.0, 1.0)
+
+
 def choose(length: int, *cases: tuple[str, Flags | None]) -> list[str]:
     """The first case that holds, per frame; the last case holds always (None)."""
     names = [cases[-1][0]] * length
