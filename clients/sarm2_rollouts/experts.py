@@ -29,6 +29,18 @@ def move_to(hand: Array, target: Array, gripper: float, gain: float = 10.0) -> A
     return np.append(np.clip(gain * (target - hand), -1.0, 1.0), gripper).astype(np.float32)
 
 
+def axes_of(observation: Array) -> Array:
+    """The first object's own axes, the columns of (3, 3)."""
+    w, x, y, z = observation[7:11] / np.linalg.norm(observation[7:11])
+    return np.array(
+        [
+            [1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)],
+            [2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x)],
+            [2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y)],
+        ]
+    )
+
+
 def from_metaworld(class_name: str) -> Expert:
     """One of Meta-World's own policies. It gets copies of observations, since some change them in place."""
     from metaworld import policies
@@ -72,7 +84,7 @@ def take(
 
 
 def carry(
-    hand: Array, piece: Array, place: Array, *, rise: float, over: float = 0.02, effort: float = CLOSE
+    hand: Array, piece: Array, place: Array, *, rise: float, over: float = 0.02, funnel: float = 0.04
 ) -> Action:
     """Bring the piece in hand over its place and lower it there; how it lies in the hand does not matter.
 
@@ -80,10 +92,11 @@ def carry(
         hand, piece, place: metres (3,).
         rise: metres above the place at which the piece travels.
         over: metres beside the place below which it is let down all the way.
+        funnel: metres beyond `over` within which it comes down to that.
     """
     way = place - piece
     aside = float(np.linalg.norm(way[:2]))
-    climb = float(way[2] + rise * np.clip((aside - over) / 0.04, 0.0, 1.0))
+    climb = float(way[2] + rise * np.clip((aside - over) / funnel, 0.0, 1.0))
     pace = float(np.clip(1.5 - climb / 0.03, 0.0, 1.0))  # straight up first, and never along the table
     across = pace * way[:2] * min(1.0, 0.1 / max(aside, 1e-9))
-    return move_to(hand, hand + np.array([*across, climb]), effort, gain=15.0)
+    return move_to(hand, hand + np.array([*across, climb]), CLOSE, gain=15.0)

@@ -12,7 +12,7 @@ from types import MappingProxyType
 from sarm2_client.errors import NotFound
 from sarm2_rollouts.views import CAMERAS, VIEWS, View
 
-from . import bin_picking, box_close, drawer_open, hammer, pick_place
+from . import assembly, bin_picking, box_close, drawer_open, hammer, peg_insert_side, pick_place
 from .spec import TaskSpec
 
 FPS = 10.0
@@ -47,7 +47,13 @@ PRIMITIVES = (
 
 
 TASKS: Mapping[str, TaskSpec] = MappingProxyType(
-    {module.TASK.name: module.TASK for module in (pick_place, hammer, drawer_open, bin_picking, box_close)}
+    {
+        module.TASK.name: module.TASK
+        for module in (
+            *(pick_place, hammer, drawer_open),
+            *(assembly, bin_picking, box_close, peg_insert_side),
+        )
+    }
 )
 """Every task by its short name."""
 

@@ -6,7 +6,18 @@ from typing import Any
 
 import numpy as np
 
-from sarm2_rollouts.experts import HAND, OBJECT, OPEN, Action, Array, Expert, carry, move_to, take
+from sarm2_rollouts.experts import (
+    HAND,
+    OBJECT,
+    OPEN,
+    Action,
+    Array,
+    Expert,
+    axes_of,
+    carry,
+    move_to,
+    take,
+)
 from sarm2_rollouts.simulator_state import Reading, fingers_hold
 
 from .quantities import TAKEN, Quantities, change, choose, grasp, lately, share_left
@@ -105,9 +116,8 @@ def _act(observation: Array) -> Action:
     Meta-World's own policy presses closed fingers down on the handle until it slips between them.
     """
     hand, lid = observation[HAND], observation[OBJECT]
-    w, x, y, z = observation[7:11]
-    up = np.array([2 * (x * z + w * y), 2 * (y * z - w * x), 1 - 2 * (x * x + y * y)])
-    action = take(observation, lid + HANDLE * up + np.array([0.0, 0.0, 0.035]), hover=0.06, closed=0.4)
+    bar = lid + HANDLE * axes_of(observation)[:, 2]
+    action = take(observation, bar + np.array([0.0, 0.0, 0.035]), hover=0.06, closed=0.4)
     return carry(hand, lid, _seat(observation), rise=0.03) if action is None else action
 
 
