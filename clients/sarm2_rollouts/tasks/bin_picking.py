@@ -22,7 +22,7 @@ OVER = 0.035
 """Metres beside the middle of its bin within which a block that lies on the floor counts."""
 
 LOW = 0.035
-"""Height of the block (metres) below which it counts as set down: with `OVER`, within the simulator's 5 cm."""
+"""Height of the block (metres) below which it counts as set down, within the simulator's bound."""
 
 
 def _read(env: Any, tool: Array) -> Reading:

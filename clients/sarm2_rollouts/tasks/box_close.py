@@ -66,9 +66,7 @@ def _read(env: Any, tool: Array) -> Reading:
 
 def _short(q: Quantities) -> Array:
     """Metres that the lid is short of where the simulator calls the box closed."""
-    return np.asarray(
-        np.maximum(np.linalg.norm(q.between("part", "goal") - CENTRE, axis=1) - RADIUS, 0.0)
-    )
+    return np.asarray(np.maximum(np.linalg.norm(q.between("part", "goal") - CENTRE, axis=1) - RADIUS, 0.0))
 
 
 def _held(q: Quantities) -> Array:
@@ -101,8 +99,6 @@ def _rules(q: Quantities, rests: Rests) -> Rule:
         ("grasp", q["reach_distance"] < 0.06),
         ("reach", None),
     ), ~(lost_T | done_T)
-
-
 
 
 def _seat(observation: Array) -> Array:

@@ -6,8 +6,21 @@ from typing import Any
 
 import numpy as np
 
-from sarm2_rollouts.experts import CLOSE, GOAL, HAND, OBJECT, OPEN, Action, Array, Expert, carry, move_to, take
+from sarm2_rollouts.experts import (
+    CLOSE,
+    GOAL,
+    HAND,
+    OBJECT,
+    OPEN,
+    Action,
+    Array,
+    Expert,
+    carry,
+    move_to,
+    take,
+)
 from sarm2_rollouts.simulator_state import Reading, fingers_hold
+from sarm2_rollouts.views import VIEWS, View
 
 from .quantities import TAKEN, Quantities, change, choose, grasp, lately, share_left, within
 from .spec import Rests, Rule, TaskSpec
@@ -136,5 +149,7 @@ TASK = TaskSpec(
     expert=_expert,
     finish=_finish,
     lost_until=0.9,
+    # From the side of the hole: the box would stand before the work.
+    views={**VIEWS, "side": View((0.0, 0.6, 0.12), 0.95, 180.0, -20.0)},
     in_hand=(0.0, 0.0, -0.035),
 )
