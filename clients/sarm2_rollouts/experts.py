@@ -79,6 +79,18 @@ def descend(
     return None
 
 
+def axes_of(observation: Array) -> Array:
+    """The first object's own axes, the columns of (3, 3)."""
+    w, x, y, z = observation[7:11] / np.linalg.norm(observation[7:11])
+    return np.array(
+        [
+            [1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)],
+            [2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x)],
+            [2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y)],
+        ]
+    )
+
+
 def from_metaworld(class_name: str) -> Expert:
     """One of Meta-World's own policies. It gets copies of observations, since some change them in place."""
     from metaworld import policies
@@ -93,3 +105,48 @@ def from_metaworld(class_name: str) -> Expert:
         return np.asarray(np.clip(action, -1.0, 1.0), dtype=np.float32)
 
     return act
+
+
+def take(
+    observation: Array, grip: Array, *, hover: float = 0.07, closed: float = 0.62, effort: float = CLOSE
+) -> Action | None:
+    """Come from above with open fingers and close them around a piece; None once they are closed there.
+
+    Nothing is remembered: after a drop, a fumble or a push it begins anew from where the hand is.
+
+    Args:
+        grip: where the hand must be when the fingers close, metres (3,).
+        hover: metres above the grip at which the hand comes.
+        closed: opening of the gripper below which the piece is in hand.
+    """
+    hand, gripper = observation[HAND], float(observation[3])
+    aside, above = float(np.linalg.norm(hand[:2] - grip[:2])), float(hand[2] - grip[2])
+    near = aside < 0.03 and abs(above) < 0.03
+    if near and gripper < closed:
+        return None
+    if near and (gripper < 0.9 or (aside < 0.02 and above < 0.012)):
+        return move_to(hand, grip, effort)
+    if aside < 0.02 and (above < 0.03 or gripper > 0.8):
+        return move_to(hand, grip - np.array([0.0, 0.0, 0.01]), OPEN, gain=15.0)
+    # A hand beside the piece and too low to pass over it rises first.
+    across = grip[:2] if above > 0.6 * hover or aside < 0.02 else hand[:2]
+    return move_to(hand, np.array([*across, grip[2] + hover]), OPEN, gain=15.0)
+
+
+def carry(
+    hand: Array, piece: Array, place: Array, *, rise: float, over: float = 0.02, funnel: float = 0.04
+) -> Action:
+    """Bring the piece in hand over its place and lower it there; how it lies in the hand does not matter.
+
+    Args:
+        hand, piece, place: metres (3,).
+        rise: metres above the place at which the piece travels.
+        over: metres beside the place below which it is let down all the way.
+        funnel: metres beyond `over` within which it comes down to that.
+    """
+    way = place - piece
+    aside = float(np.linalg.norm(way[:2]))
+    climb = float(way[2] + rise * np.clip((aside - over) / funnel, 0.0, 1.0))
+    pace = float(np.clip(1.5 - climb / 0.03, 0.0, 1.0))  # straight up first, and never along the table
+    across = pace * way[:2] * min(1.0, 0.1 / max(aside, 1e-9))
+    return move_to(hand, hand + np.array([*across, climb]), CLOSE, gain=15.0)

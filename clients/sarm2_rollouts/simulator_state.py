@@ -88,17 +88,31 @@ def read_simulator(env: Any, spec: TaskSpec, success: bool) -> npt.NDArray[np.fl
 
 def colliding(model: Any, body: str) -> set[int]:
     """Ids of a body's geometries that can touch others."""
-    index = model.body(body).id
-    touching = model.geom_contype | model.geom_conaffinity
-    return {geom for geom in range(model.ngeom) if model.geom_bodyid[geom] == index and touching[geom]}
+    on_body_G = model.geom_bodyid == model.body(body).id
+    touching_G = (model.geom_contype | model.geom_conaffinity) != 0
+    return set(np.flatnonzero(on_body_G & touching_G).tolist())
 
 
 def fingers_touch(env: Any, body: str) -> bool:
     """Whether any finger touches a body."""
+    return any(_touched_by(env, body).values())
+
+
+def fingers_hold(env: Any, body: str) -> bool:
+    """Whether both fingers touch one and the same part of a body."""
+    touched = _touched_by(env, body)
+    return bool(touched["left"] & touched["right"])
+
+
+def _touched_by(env: Any, body: str) -> dict[str, set[int]]:
+    """The geometries of a body that each finger touches."""
     parts = colliding(env.model, body)
-    fingers = {env.model.geom(f"{side}pad_geom").id for side in ("left", "right")}
     pairs = [set(pair) for pair in env.data.contact.geom.tolist()]
-    return any(bool(fingers & pair) and bool(parts & pair) for pair in pairs)
+    fingers = {side: env.model.geom(f"{side}pad_geom").id for side in ("left", "right")}
+    return {
+        side: parts & set().union(*(pair for pair in pairs if finger in pair))
+        for side, finger in fingers.items()
+    }
 
 
 def _finger(env: Any, side: str) -> npt.NDArray[np.float64]:

@@ -9,6 +9,7 @@ import numpy.typing as npt
 import pytest
 
 from sarm2_rollouts.episode import Episode, EpisodeKind
+from sarm2_rollouts.experts import axes_of
 from sarm2_rollouts.labels import (
     MIN_SEGMENT,
     STALL_FRAMES,
@@ -129,6 +130,28 @@ def test_fingers_that_ride_up_behind_an_open_drawer_still_pull() -> None:
     assert set(names_of("drawer-open", frames(**beside, joint=[0.0] * 8))) == {"lower"}
 
 
+def test_a_block_that_lies_off_the_middle_of_its_bin_is_not_quite_there() -> None:
+    shown = frames(object_x=[-0.3, 0.045, 0.035], part_x=[-0.3, 0.045, 0.035])
+    for name, height in (("object_z", 0.03), ("part_z", 0.03), ("goal_y", 0.0), ("goal_z", 0.03)):
+        shown[:, SIMULATOR_NAMES.index(name)] = height
+    progress_T = progress_of("bin-picking", shown)
+    assert 0.4 < progress_T[1] < 0.9
+    assert progress_T[2] == pytest.approx(1.0, abs=1e-3)
+
+
+def test_a_lid_in_hand_is_being_seated_once_it_reaches_over_the_box() -> None:
+    held = {"gripper": [0.3] * 8, "reach_distance": [0.01] * 8, "part_z": [0.1] * 8, "goal_z": [0.07] * 8}
+    assert set(names_of("box-close", frames(**held, part_y=[0.05] * 8))) == {"transport"}
+    assert set(names_of("box-close", frames(**held, part_y=[0.16] * 8))) == {"close"}
+
+
+def test_the_axes_of_an_object_are_the_columns_of_its_rotation() -> None:
+    observation = np.zeros(39)
+    observation[7:11] = [np.sqrt(0.5), 0.0, 0.0, np.sqrt(0.5)]  # a quarter turn about the vertical
+    turned = np.array([[0.0, -1.0, 0.0], [1.0, 0.0, 0.0], [0.0, 0.0, 1.0]])
+    np.testing.assert_allclose(axes_of(observation), turned, atol=1e-9)
+
+
 # --- on rollouts ------------------------------------------------------------------------------------
 
 
@@ -178,7 +201,9 @@ def test_every_stage_of_a_task_is_seen_in_a_clean_demonstration(name: str) -> No
 
 
 @pytest.mark.sim
-@pytest.mark.parametrize("name", ["pick-place", "hammer"])
+@pytest.mark.parametrize(
+    "name", ["pick-place", "hammer", "assembly", "bin-picking", "box-close", "peg-insert-side"]
+)
 def test_letting_the_object_go_in_mid_air_costs_at_least_a_fifth(name: str) -> None:
     with MetaWorldRobot(name, 34, render=False) as robot:
         expert = TASKS[name].expert()

@@ -13,6 +13,9 @@ from sarm2_client.errors import NotFound
 from sarm2_rollouts.views import CAMERAS, VIEWS, View
 
 from . import (
+    assembly,
+    bin_picking,
+    box_close,
     button_press_topdown,
     door_open,
     drawer_close,
@@ -20,6 +23,7 @@ from . import (
     faucet_open,
     hammer,
     handle_pull,
+    peg_insert_side,
     peg_unplug_side,
     pick_place,
     sweep_into,
@@ -65,14 +69,18 @@ TASKS: Mapping[str, TaskSpec] = MappingProxyType(
             pick_place,
             hammer,
             drawer_open,
+            assembly,
+            bin_picking,
+            box_close,
+            button_press_topdown,
+            door_open,
             drawer_close,
+            faucet_open,
+            handle_pull,
+            peg_insert_side,
             peg_unplug_side,
             sweep_into,
             window_open,
-            button_press_topdown,
-            door_open,
-            faucet_open,
-            handle_pull,
         )
     }
 )

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from sarm2_rollouts.experts import HAND, OBJECT, OPEN, Action, Array, Expert, from_metaworld, move_to
-from sarm2_rollouts.simulator_state import Reading, colliding
+from sarm2_rollouts.simulator_state import Reading, fingers_hold
 
 from .quantities import TAKEN, Quantities, change, choose, grasp, lately, share_left
 from .spec import Rests, Rule, TaskSpec
@@ -39,7 +39,7 @@ def _read(env: Any, tool: Array) -> Reading:
         part=middle + axes @ FACE,
         goal=np.array(env.data.site("nailHead").xpos),
         reach_distance=float(np.linalg.norm(grip - tool)),
-        held=any(env.touching_object(geom) for geom in colliding(env.model, "hammer")),
+        held=fingers_hold(env, "hammer"),
         joint=float(np.clip(travel / NAIL_DONE, 0.0, 1.0)),
     )
 

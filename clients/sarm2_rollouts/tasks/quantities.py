@@ -49,10 +49,15 @@ def share_left(now_T: Array, first_1: Array, done: float, least: float = 0.04) -
     return np.clip((now_T - done) / np.maximum(first_1 - done, least), 0.0, 1.0)
 
 
-def grasp(q: Quantities, empty: float = 0.25) -> Array:
-    """0 (open or empty) to 1 (closed around the object). `empty`: opening of fingers closed on nothing."""
+def grasp(q: Quantities, shut: float = 0.6, empty: float = 0.25) -> Array:
+    """0 (open or empty) to 1 (closed around the object).
+
+    Args:
+        shut: opening of the gripper from which on it counts as closed around this object.
+        empty: opening at which it is closed on nothing; a piece too thin to tell has one below its grip.
+    """
     near_T = np.clip((0.04 - q["reach_distance"]) / 0.02, 0.0, 1.0)
-    closed_T = np.clip((0.95 - q["gripper"]) / 0.35, 0.0, 1.0)
+    closed_T = np.clip((0.95 - q["gripper"]) / (0.95 - shut), 0.0, 1.0)
     filled_T = np.clip((q["gripper"] - empty) / 0.1, 0.0, 1.0)
     taken_T: Array = near_T * closed_T * filled_T
     return taken_T
@@ -85,6 +90,11 @@ def lowered(height_T: Array, aside_T: Array, whole: float) -> Array:
     above_T = np.clip((0.10 - aside_T) / 0.05, 0.0, 1.0)
     down_T: Array = above_T * np.clip(1.0 - height_T / whole, 0.0, 1.0)
     return down_T
+
+
+def within(value_T: Array, outer: float, inner: float) -> Array:
+    """1 up to `inner`, falling evenly to 0 from `outer` on."""
+    return np.clip((outer - value_T) / (outer - inner), 0.0, 1.0)
 
 
 def choose(length: int, *cases: tuple[str, Flags | None]) -> list[str]:
