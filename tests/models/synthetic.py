@@ -32,7 +32,7 @@ def synthetic_episode(planned: PlannedEpisode) -> Episode:
         progress_T = np.minimum(progress_T, 1 - progress_T).astype(np.float32) * 2
     if planned.kind == "random":
         progress_T = np.zeros(FRAMES, dtype=np.float32)
-    colour = 40 * (1 + sorted(TASKS).index(planned.task_name))
+    colour = 15 * (1 + sorted(TASKS).index(planned.task_name))
     height = int(rng.integers(10, 70))
     pictures = [encode_jpeg(_picture(colour, float(progress), height)) for progress in progress_T]
     half = FRAMES // 2

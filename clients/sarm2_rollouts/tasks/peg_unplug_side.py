@@ -80,7 +80,7 @@ def _rules(q: Quantities, rests: Rests) -> Rule:
 
 
 def _act(observation: Array) -> Action:
-    """Go above the plug, straddle astride of it, close the fingers, and pull.
+    """Go above the plug, descend astride of it, close the fingers, and pull.
 
     Meta-World's own policy hardly closes its fingers: they slip off, and it needs many pulls.
     """
