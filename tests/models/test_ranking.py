@@ -10,7 +10,7 @@ import pytest
 from sarm2_models.ranking import kendall_of_triples, quality_of
 
 
-def counted(final: np.ndarray, quality: np.ndarray) -> float:  # type: ignore[type-arg]
+def counted(final: np.ndarray, quality: np.ndarray) -> float:
     taus = []
     classes = [final[quality == level] for level in range(3)]
     for triple in itertools.product(*classes):
