@@ -204,7 +204,8 @@ def run_episode(
         seed: any integer from 0 up.
         image_size: side of the pictures in pixels.
         render: without it the episode has no cameras (for what needs labels only).
-        watch: called with the robot at every frame, of failed tries too; it must leave the robot as it was.
+        watch: called with the robot at every frame, of failed tries too unless pictures are made; it must
+            leave the robot as it was.
 
     Raises:
         NotFound: no such task.
@@ -212,8 +213,12 @@ def run_episode(
         InvalidInput: the simulator is not installed, or no demonstration succeeded in `MAX_TRIES` tries.
     """
     must_succeed = kind in ("clean_demo", "demo")
+    plan = EpisodePlan(task_name, kind, seed)
     for attempt in range(MAX_TRIES):
-        run = _Run(EpisodePlan(task_name, kind, seed), attempt, image_size if render else 0, watch)
+        # Pictures are nine tenths of the work, and those of a failed try would be thrown away: rehearse it.
+        if must_succeed and render and not _Run(plan, attempt, 0).success:
+            continue
+        run = _Run(plan, attempt, image_size if render else 0, watch)
         if run.success or not must_succeed:
             return run.episode()
     raise InvalidInput(
