@@ -51,16 +51,19 @@ def test_the_page_stays_up_until_the_user_interrupts(tmp_path: Path) -> None:
     port = free_port(0)
     command = [sys.executable, "-m", "sarm2_cli.main", "demo", "--port", str(port), "--out", str(tmp_path)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as running:
-        deadline = time.monotonic() + 100
-        while not (tmp_path / "report.json").exists():
-            assert running.poll() is None
-            assert time.monotonic() < deadline
-            time.sleep(0.2)
-        with urlopen(f"http://127.0.0.1:{port}/", timeout=5) as page:
-            assert b"<html" in page.read()
-        running.send_signal(signal.SIGINT)
-        running.communicate(timeout=30)
-        assert running.returncode == 0
+        try:
+            deadline = time.monotonic() + 100
+            while not (tmp_path / "report.json").exists():
+                assert running.poll() is None
+                assert time.monotonic() < deadline
+                time.sleep(0.2)
+            with urlopen(f"http://127.0.0.1:{port}/", timeout=5) as page:
+                assert b"<html" in page.read()
+            running.send_signal(signal.SIGINT)
+            running.communicate(timeout=30)
+            assert running.returncode == 0
+        finally:
+            running.kill()  # leaving the block waits without a limit
     with socket.socket() as probe:
         assert probe.connect_ex(("127.0.0.1", port)) != 0, "the service outlived the demo"
 
