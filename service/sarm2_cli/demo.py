@@ -22,6 +22,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 
 from sarm2_cli.demo_stream import DemoStream, recorded_stream
+from sarm2_cli.interrupts import remembered_interrupts
 from sarm2_cli.server_process import ServerProcess
 from sarm2_rollouts.episode import Episode
 from sarm2_rollouts.lerobot_reader import open_dataset
@@ -57,7 +58,7 @@ def demo(
 
     Open the printed address while it runs. Writes `demo_out/*.png` and `demo_out/report.json`.
     """
-    with ServerProcess(port=port, bundle=bundle) as server:
+    with remembered_interrupts() as interrupted, ServerProcess(port=port, bundle=bundle) as server:
         console.print(f"live page: [bold]{server.url}[/bold]")
         if robot:
             from sarm2_cli.live_robot import robot_streams
@@ -73,7 +74,7 @@ def demo(
             raise typer.Exit(1)
         if not once:
             console.print(f"the page stays up at {server.url}; Ctrl-C ends it")
-            server.wait()
+            server.wait(interrupted)
 
 
 def recorded_streams(port: int) -> list[DemoStream]:

@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from pathlib import Path
 from types import TracebackType
@@ -20,6 +21,7 @@ READY_TIMEOUT_S = 120.0
 STOP_TIMEOUT_S = 15.0
 PROBE_TIMEOUT_S = 2.0
 PROBE_EVERY_S = 0.2
+INTERRUPT_CHECK_S = 0.5
 
 
 class ServerProcess:
@@ -78,11 +80,12 @@ class ServerProcess:
         self._log.seek(0)
         return "\n".join(self._log.read().decode(errors="replace").splitlines()[-lines:])
 
-    def wait(self) -> None:
-        """Block until the server ends or the user interrupts."""
+    def wait(self, interrupted: threading.Event) -> None:
+        """Block until the server ends or the user interrupts: by KeyboardInterrupt, or by the event alone."""
         assert self._process is not None
         try:
-            self._process.wait()
+            while self._process.poll() is None and not interrupted.wait(INTERRUPT_CHECK_S):
+                pass
         except KeyboardInterrupt:
             return
 

@@ -8,6 +8,7 @@ import numpy as np
 
 from sarm2_rollouts.experts import HAND, OBJECT, OPEN, Action, Array, Expert, from_metaworld, move_to
 from sarm2_rollouts.simulator_state import Reading, fingers_hold
+from sarm2_rollouts.views import VIEWS, View
 
 from .quantities import TAKEN, Quantities, change, choose, grasp, lately, share_left
 from .spec import Rests, Rule, TaskSpec
@@ -141,4 +142,10 @@ TASK = TaskSpec(
     lost_until=0.8,  # a hammer let go in mid-stroke still drives the nail in
     in_hand=(0.03, 0.0, -0.04),
     warm_up=15,  # the hammer drops a centimetre and settles
+    # The box hides the nail from behind, and the hand hides the hammer's head from its other side.
+    views={
+        **VIEWS,
+        "corner": View((0.0, 0.68, 0.12), 0.95, 135.0, -30.0),
+        "side": View((0.0, 0.65, 0.12), 0.95, 180.0, -20.0),
+    },
 )

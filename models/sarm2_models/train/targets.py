@@ -14,6 +14,8 @@ from torch import Tensor
 
 from sarm2_models.train.corpus import Corpus
 from sarm2_models.window import Float32Array, IntArray
+from sarm2_rollouts.labels import rests_of
+from sarm2_rollouts.tasks import TASKS
 
 POSITIONS = ("tool", "object", "goal", "part")
 DIFFERENCES = (("object", "tool"), ("goal", "part"))
@@ -24,6 +26,10 @@ UNSEEN_BY_WRIST = "goal"
 """The camera at the gripper does not see the goal: nothing that contains it is asked of that view."""
 LEAST_DEVIATION = 1e-3
 """A quantity that moves less than this inside a task (metres, or a share) is not asked for there."""
+STAGE_RESTS = tuple(f"rest_{number}" for number in range(max(len(task.stages) for task in TASKS.values())))
+"""What is left of a task's first stage, of its second, and so on: what labels are made of, and so what has to
+be seen to the centimetre. A stage's rest moves only while its own way is gone, where a position that matters
+little weighs as much all along."""
 
 
 @dataclass(frozen=True)
@@ -112,7 +118,20 @@ def _quantities(corpus: Corpus) -> dict[str, npt.NDArray[np.float32]]:
     for left, right in DIFFERENCES:
         for axis in "xyz":
             named[f"{left}-{right}_{axis}"] = column(f"{left}_{axis}") - column(f"{right}_{axis}")
+    rests_TR = _stage_rests(corpus)
+    named |= {name: rests_TR[:, number] for number, name in enumerate(STAGE_RESTS)}
     return named | {name: column(name) for name in SCALARS}
+
+
+def _stage_rests(corpus: Corpus) -> Float32Array:
+    """(T, len(STAGE_RESTS)); zero for stages that a task does not have."""
+    rests_TR = np.zeros((len(corpus), len(STAGE_RESTS)), dtype=np.float32)
+    for episode in range(corpus.episodes):
+        frames, name = corpus.frames(episode), corpus.task_names[corpus.task_N[episode]]
+        rests = rests_of(name, corpus.simulator_TK[frames], names=corpus.simulator_names)
+        for number, rest_T in enumerate(rests.values()):
+            rests_TR[frames, number] = rest_T
+    return rests_TR
 
 
 def _places(corpus: Corpus) -> Float32Array:

@@ -2,12 +2,14 @@
 
 A sigmoid image-text loss alone teaches such a tower nothing about where things are: all frames of a task have
 one instruction. What works is regression, from the pooled embedding of each view, of where tool, object and
-goal are and of how gripper and joint stand. Targets are centred and scaled *within* their task: across tasks
-nearly all of the variance is which task it is. Beside it: which task (weight .2), which patch holds the
-projected tool, object and goal and where inside it (.3), and a sigmoid image-text loss (.1) for the text
-side. All heads of this training are thrown away; image and text tower are kept.
+goal are, of how gripper and joint stand, and of what is left of every stage. Targets are centred and scaled
+*within* their task: across tasks nearly all of the variance is which task it is. Beside it: which task and
+which primitive (weight .2 each), which patch holds the projected tool, object and goal and where inside it
+(.3), and a sigmoid image-text loss (.1) for the text side. All heads of this training are thrown away; image
+and text tower are kept.
 
-Shapes: B pictures, C cameras, D embedding, L patches, R regression targets, Q projected points, N texts.
+Shapes: B pictures, C cameras, D embedding, L patches, R regression targets, Q projected points, P primitives,
+N texts.
 """
 
 from __future__ import annotations
@@ -67,33 +69,58 @@ def build_tower(plan: TowerPlan, tokenizer: Any) -> SiglipModel:
     return model
 
 
+@dataclass(frozen=True)
+class TowerOutput:
+    """What the heads say of a batch of pictures.
+
+    Attributes:
+        pooled_BD: the embedding.
+        regression_BR: targets of each picture's view.
+        tasks_BN, primitives_BP: logits.
+        patches_BLQ3: per patch and point whether the point is here (logit), and its offset inside the patch.
+    """
+
+    pooled_BD: Tensor
+    regression_BR: Tensor
+    tasks_BN: Tensor
+    primitives_BP: Tensor
+    patches_BLQ3: Tensor
+
+
 class TowerInTraining(nn.Module):
     """The tower and the heads that are thrown away afterwards.
 
     Args:
         tower: image and text tower.
         cameras: C; every view has its own regression.
-        targets: R. points: Q. tasks: how many.
+        targets: R. points: Q. tasks: how many. primitives: P.
     """
 
-    def __init__(self, tower: SiglipModel, cameras: int, targets: int, points: int, tasks: int) -> None:
+    def __init__(
+        self, tower: SiglipModel, cameras: int, targets: int, points: int, tasks: int, primitives: int
+    ) -> None:
         super().__init__()
         self.tower = tower
         dim = tower.config.vision_config.hidden_size
         self.regress = nn.Linear(dim, cameras * targets)
         self.classify = nn.Linear(dim, tasks)
+        self.name = nn.Linear(dim, primitives)
         self.patch = nn.Linear(dim, points * 3)
         self.cameras, self.targets, self.points = cameras, targets, points
 
-    def forward(self, images_BHWC: Tensor, camera_B: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Pooled embedding (B, D), regression (B, R) of the picture's view, task logits, (B, L, Q, 3)."""
+    def forward(self, images_BHWC: Tensor, camera_B: Tensor) -> TowerOutput:
+        """uint8 pictures (B, H, W, 3) and the view of each."""
         pixels = images_BHWC.permute(0, 3, 1, 2).float() / 127.5 - 1.0
         out = self.tower.vision_model(pixel_values=pixels)
         pooled_BD, patches_BLD = out.pooler_output, out.last_hidden_state
         by_view = self.regress(pooled_BD).view(-1, self.cameras, self.targets)
-        regression_BR = by_view[torch.arange(len(camera_B)), camera_B]
-        patches = self.patch(patches_BLD).view(len(camera_B), -1, self.points, 3)
-        return pooled_BD, regression_BR, self.classify(pooled_BD), patches
+        return TowerOutput(
+            pooled_BD=pooled_BD,
+            regression_BR=by_view[torch.arange(len(camera_B)), camera_B],
+            tasks_BN=self.classify(pooled_BD),
+            primitives_BP=self.name(pooled_BD),
+            patches_BLQ3=self.patch(patches_BLD).view(len(camera_B), -1, self.points, 3),
+        )
 
 
 @dataclass(frozen=True)
@@ -117,16 +144,17 @@ def tower_loss(
 ) -> tuple[Tensor, float]:
     """The weighted sum of all terms, and the regression term alone for the log."""
     with torch.autocast("cpu", torch.bfloat16):
-        pooled_BD, regression_BR, task_logits, patches = model(batch["images"], batch["camera"])
+        out: TowerOutput = model(batch["images"], batch["camera"])
         texts_ND = model.tower.text_model(input_ids=text.ids).pooler_output
     weight_BR = batch["target_weight"]
-    error_BR = (regression_BR.float() - batch["target"]).square()
+    error_BR = (out.regression_BR.float() - batch["target"]).square()
     regression = (weight_BR * error_BR).sum() / weight_BR.sum().clamp_min(1.0)
-    classified = functional.cross_entropy(task_logits.float(), batch["task"])
-    dense = dense_loss(patches.float(), batch["patch"], batch["offset"], batch["visible"])
+    classified = functional.cross_entropy(out.tasks_BN.float(), batch["task"])
+    named = functional.cross_entropy(out.primitives_BP.float(), batch["primitive"])
+    dense = dense_loss(out.patches_BLQ3.float(), batch["patch"], batch["offset"], batch["visible"])
     signs_BN = text.matches(batch["task"], batch["primitive"])
-    sigmoid = sigmoid_loss(model.tower, pooled_BD.float(), texts_ND.float(), signs_BN)
-    total = regression + plan.classify * classified + plan.dense * dense + plan.text * sigmoid
+    sigmoid = sigmoid_loss(model.tower, out.pooled_BD.float(), texts_ND.float(), signs_BN)
+    total = regression + plan.classify * (classified + named) + plan.dense * dense + plan.text * sigmoid
     return total, float(regression.detach())
 
 
@@ -176,8 +204,10 @@ def train_tower(
         targets.count,
         len(targets.points),
         len(corpus.task_names),
+        len(vocabulary.primitives),
     )
-    model.tower.set_attn_implementation("eager")  # the fastest here: a picture is 36 tokens
+    scoring = model.tower.config._attn_implementation
+    model.tower.set_attn_implementation("eager")  # the fastest to train: a picture is 36 tokens
     optimiser = torch.optim.AdamW(
         model.parameters(),
         lr=plan.learning_rate,
@@ -208,6 +238,7 @@ def train_tower(
     else:
         state.use_average()
         path.unlink(missing_ok=True)
+    model.tower.set_attn_implementation(scoring)  # to the bit as the saved tower embeds
     round_to_half(model.tower)
     return ImageTextEncoder(model.tower, tokenizer)
 
