@@ -13,6 +13,7 @@ from sarm2_rollouts.experts import axes_of
 from sarm2_rollouts.labels import (
     MIN_SEGMENT,
     STALL_FRAMES,
+    STALL_REACH,
     find_falls,
     measure_shares,
     progress_of,
@@ -76,6 +77,14 @@ def test_standing_still_at_the_start_is_zero_progress_and_null_after_the_stall_t
     assert progress_T.max() == 0.0
     first, second = segments_of("pick-place", still, progress_T)
     assert (first.primitive, second.primitive, second.start) == ("reach", "null", STALL_FRAMES)
+
+
+def test_a_tool_that_goes_somewhere_is_not_idle_and_one_that_dithers_is() -> None:
+    count = STALL_FRAMES + 8
+    wandering = frames(tool_x=[float(x) for x in np.linspace(0.0, 0.3, count)])
+    assert set(names_of("pick-place", wandering)) == {"reach"}
+    dithering = frames(tool_x=[0.0, STALL_REACH / 2] * (count // 2))
+    assert names_of("pick-place", dithering) == ["reach"] * STALL_FRAMES + ["null"] * 8
 
 
 def test_closing_on_nothing_beside_the_puck_is_no_grasp() -> None:
