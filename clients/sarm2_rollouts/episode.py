@@ -1,6 +1,6 @@
 """An episode in memory: what every reader returns, every writer takes and every robot makes.
 
-Shapes: T frames, S state dimensions, K simulator quantities.
+Shapes: T frames, S state dimensions, A action dimensions, K simulator quantities.
 """
 
 from __future__ import annotations
@@ -39,6 +39,9 @@ class Episode:
         task_name: short machine name ("pick-place"), where there is one.
         progress_T: float32 in [0, 1], true progress of every frame, where known.
         segments: primitives in order, covering every frame, where known.
+        action_TA: float32, what the robot did from each frame to the next, where known; the last frame, which
+            nothing follows, holds what would go on.
+        action_names: the A names of `action_TA`.
         simulator_TK: float32, privileged simulator state, for training the tower and for ceilings only.
         simulator_names: the K names of `simulator_TK`.
         info: anything else worth keeping (perturbations and their frames, say), JSON-able.
@@ -54,6 +57,8 @@ class Episode:
     task_name: str | None = None
     progress_T: npt.NDArray[np.float32] | None = None
     segments: tuple[LabelledSegment, ...] | None = None
+    action_TA: npt.NDArray[np.float32] | None = None
+    action_names: tuple[str, ...] = ()
     simulator_TK: npt.NDArray[np.float32] | None = None
     simulator_names: tuple[str, ...] = ()
     info: dict[str, Any] = field(default_factory=dict)

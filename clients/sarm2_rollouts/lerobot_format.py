@@ -30,6 +30,7 @@ STATS_PATH: Final = "meta/stats.json"
 TASKS_PATH: Final = "meta/tasks.parquet"
 
 STATE: Final = "observation.state"
+ACTION: Final = "action"
 IMAGE_PREFIX: Final = "observation.images."
 PROGRESS: Final = "annotation.progress"
 PRIMITIVE: Final = "annotation.primitive"

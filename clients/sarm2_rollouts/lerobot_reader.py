@@ -3,7 +3,7 @@
 One episode is in memory at a time. Nothing is unpickled: the files are JSON, parquet and mp4. Pictures come
 out as JPEG files; where the dataset keeps JPEGs in its rows, they are those very bytes.
 
-Shapes: T frames, S state dimensions, K simulator quantities.
+Shapes: T frames, S state dimensions, A action dimensions, K simulator quantities.
 """
 
 from __future__ import annotations
@@ -28,7 +28,14 @@ from sarm2_rollouts.parquet import column_of, float_matrix, parquet_schema, read
 from sarm2_rollouts.video import read_frames
 
 _EPISODE_COLUMNS = ("episode_index", "length", "data/chunk_index", "data/file_index")
-_FRAME_COLUMNS = (layout.STATE, layout.PROGRESS, layout.PRIMITIVE, layout.SIMULATOR, *layout.INDEX_COLUMNS)
+_FRAME_COLUMNS = (
+    layout.STATE,
+    layout.ACTION,
+    layout.PROGRESS,
+    layout.PRIMITIVE,
+    layout.SIMULATOR,
+    *layout.INDEX_COLUMNS,
+)
 
 
 def open_dataset(root: Path | str, *, image_size: int | None = None) -> Dataset:
@@ -67,7 +74,7 @@ class Dataset:
         self.fps = self._info.fps
         self.cameras = tuple(self._cameras)
         self.tasks = tuple(self._task_texts.values())
-        self.state_names = _state_names(self._info.features.get(layout.STATE))
+        self.state_names = _names(self._info.features.get(layout.STATE))
         self.frames = sum(int(row["length"]) for row in self._rows)
         if len(self._rows) != self._info.total_episodes:
             raise InvalidInput(
@@ -101,8 +108,10 @@ class Dataset:
             task_name=_optional(row, "sarm2/task_name", str),
             progress_T=_progress(frames),
             segments=_segments(row, frames, length),
+            action_TA=_known(float_matrix(frames, layout.ACTION, length)),
+            action_names=_names(self._info.features.get(layout.ACTION)),
             simulator_TK=_known(float_matrix(frames, layout.SIMULATOR, length)),
-            simulator_names=_state_names(self._info.features.get(layout.SIMULATOR)),
+            simulator_names=_names(self._info.features.get(layout.SIMULATOR)),
             info=_info_object(row.get("sarm2/info")),
         )
 
@@ -209,7 +218,7 @@ def _read_episode_rows(root: Path) -> list[dict[str, Any]]:
     return sorted(rows, key=lambda row: int(row["episode_index"]))
 
 
-def _state_names(feature: dict[str, Any] | None) -> tuple[str, ...]:
+def _names(feature: dict[str, Any] | None) -> tuple[str, ...]:
     """Names of a vector feature: a list, or a mapping with one list ({"motors": [...]}), or none."""
     names = (feature or {}).get("names")
     if isinstance(names, dict):

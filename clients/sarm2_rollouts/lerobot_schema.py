@@ -1,6 +1,6 @@
 """What a written dataset's rows look like: the features of `info.json` and the parquet columns they become.
 
-Shapes: T frames, S state dimensions, K simulator quantities.
+Shapes: T frames, S state dimensions, A action dimensions, K simulator quantities.
 """
 
 from __future__ import annotations
@@ -56,6 +56,10 @@ class Schema:
         if state_dim:
             names = list(state_names) if state_names is not None else [f"s{i}" for i in range(state_dim)]
             features[layout.STATE] = _vector("state_names", names, state_dim)
+        if episode.action_TA is not None:
+            width = episode.action_TA.shape[1]
+            names = list(episode.action_names) or [f"a{i}" for i in range(width)]
+            features[layout.ACTION] = _vector("action_names", names, width)
         for camera, files in episode.images.items():
             if not files:
                 raise InvalidInput("expected at least one frame in an episode, got none")
@@ -92,7 +96,7 @@ class Schema:
 
     def check(self, episode: Episode, index: int) -> None:
         """Raise InvalidInput unless the episode fits the first one."""
-        simulator = episode.simulator_TK
+        simulator, action = episode.simulator_TK, episode.action_TA
         facts: dict[str, tuple[Any, Any]] = {
             "fps": (self.fps, episode.fps),
             "cameras": (
@@ -100,6 +104,7 @@ class Schema:
                 sorted(layout.IMAGE_PREFIX + camera for camera in episode.images),
             ),
             "state dimensions": (self._width(layout.STATE), episode.state_TS.shape[1]),
+            "action dimensions": (self._width(layout.ACTION), 0 if action is None else action.shape[1]),
             "simulator quantities": (
                 self._width(layout.SIMULATOR),
                 0 if simulator is None else simulator.shape[1],
@@ -116,7 +121,12 @@ class Schema:
         self._check_rows(episode, index)
 
     def _check_rows(self, episode: Episode, index: int) -> None:
-        for what, rows in (("progress", episode.progress_T), ("simulator state", episode.simulator_TK)):
+        vectors = {
+            "progress": episode.progress_T,
+            "simulator state": episode.simulator_TK,
+            "action": episode.action_TA,
+        }
+        for what, rows in vectors.items():
             if rows is not None and len(rows) != len(episode):
                 raise InvalidInput(
                     f"episode {index} has {len(episode)} frames but {len(rows)} rows of {what}"
@@ -184,6 +194,7 @@ def frame_table(schema: Schema, episode: Episode, index: int, first: int, task_i
     progress = episode.progress_T
     values: dict[str, Any] = {
         layout.STATE: episode.state_TS,
+        layout.ACTION: episode.action_TA,
         layout.PROGRESS: np.full(length, np.nan, dtype=np.float32) if progress is None else progress,
         layout.PRIMITIVE: [""] * length if episode.segments is None else episode.primitives_T,
         layout.SIMULATOR: episode.simulator_TK,

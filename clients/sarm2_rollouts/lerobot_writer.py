@@ -3,7 +3,7 @@
 Memory holds one episode. The dataset grows in a hidden folder beside its final place and is renamed when it
 is whole, so an interrupted write leaves nothing under the final name.
 
-Shapes: T frames, S state dimensions, K simulator quantities.
+Shapes: T frames, S state dimensions, A action dimensions, K simulator quantities.
 """
 
 from __future__ import annotations

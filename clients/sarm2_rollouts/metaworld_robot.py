@@ -28,6 +28,7 @@ from .perturbations import Driver, Script, write_script
 from .simulator import Machine, Snapshot, borrow, give_back, load_state, save_state
 from .simulator_state import SIMULATOR_NAMES, read_simulator
 from .tasks import (
+    ACTION_NAMES,
     CAMERAS,
     CONTROL_STEPS_PER_FRAME,
     FPS,
@@ -40,6 +41,7 @@ from .tasks import (
 )
 
 __all__ = [
+    "ACTION_NAMES",
     "CAMERAS",
     "CONTROL_STEPS_PER_FRAME",
     "FPS",
@@ -282,6 +284,7 @@ class _Run:
         script = write_script(plan.kind, spec, rng)
         self._images: dict[str, list[bytes]] = {camera: [] for camera in CAMERAS} if image_size else {}
         self._states: list[npt.NDArray[np.float32]] = []
+        self._actions: list[npt.NDArray[np.float32]] = []
         self._simulator: list[npt.NDArray[np.float32]] = []
         with MetaWorldRobot(
             plan.task_name, self._simulator_seed, image_size or 1, render=image_size > 0
@@ -297,7 +300,9 @@ class _Run:
         step = 0
         while not (self._driver.finished and step % CONTROL_STEPS_PER_FRAME == 0):
             progress_1 = progress_of(self._plan.task_name, now.simulator_K[None], first_K=first_K)
-            robot.step(self._driver.act(now.expert_39, float(progress_1[0])))
+            action = self._driver.act(now.expert_39, float(progress_1[0]))
+            self._actions.append(action)
+            robot.step(action)
             step += 1
             frame = step % CONTROL_STEPS_PER_FRAME == 0
             now = robot.observe(images=frame)
@@ -328,10 +333,18 @@ class _Run:
             task_name=plan.task_name,
             progress_T=progress_T,
             segments=segments_of(plan.task_name, simulator_TK, progress_T),
+            action_TA=self._frame_actions(),
+            action_names=ACTION_NAMES,
             simulator_TK=simulator_TK,
             simulator_names=SIMULATOR_NAMES,
             info=self._info(progress_T),
         )
+
+    def _frame_actions(self) -> npt.NDArray[np.float32]:
+        """The mean of each frame's control steps; the last frame would stand still with the same effort."""
+        steps_N2A = np.stack(self._actions).reshape(-1, CONTROL_STEPS_PER_FRAME, len(ACTION_NAMES))
+        still = np.append(STILL[:3], self._actions[-1][3])
+        return np.concatenate([steps_N2A.mean(axis=1), still[None]]).astype(np.float32)
 
     def _info(self, progress_T: npt.NDArray[np.float32]) -> dict[str, Any]:
         mishaps = [

@@ -55,6 +55,8 @@ def small_episode(
         )
         if labelled
         else None,
+        action_TA=rng.normal(size=(length, 2)).astype(np.float32),
+        action_names=("forward", "grip"),
         simulator_TK=rng.normal(size=(length, 3)).astype(np.float32) if simulator else None,
         simulator_names=("object_x", "object_y", "joint") if simulator else (),
         info={"mishaps": [["drop", 3, 5]], "tries": 2} if labelled else {},
@@ -70,9 +72,11 @@ def assert_same(episode: Episode, original: Episode, *, pictures: bool = True) -
     assert episode.segments == original.segments
     assert episode.info == original.info
     assert episode.simulator_names == original.simulator_names
+    assert episode.action_names == original.action_names
     np.testing.assert_array_equal(episode.state_TS, original.state_TS)
     for values, expected in (
         (episode.progress_T, original.progress_T),
+        (episode.action_TA, original.action_TA),
         (episode.simulator_TK, original.simulator_TK),
     ):
         assert (values is None) == (expected is None)

@@ -34,14 +34,17 @@ def test_what_the_dataset_says_of_itself(dataset: Dataset) -> None:
     assert [dataset.episode_length(i) for i in range(3)] == [150, 120, 90]
 
 
-def test_states_and_tasks_are_those_of_the_rows(dataset: Dataset) -> None:
+def test_states_actions_and_tasks_are_those_of_the_rows(dataset: Dataset) -> None:
     rows = pq.read_table(SAMPLE / "data/chunk-000/file-000.parquet").to_pylist()
     texts = pq.read_table(SAMPLE / "meta/tasks.parquet").to_pylist()
     tasks = {row["task_index"]: row["__index_level_0__"] for row in texts}
     for index, episode in enumerate(dataset):
         own = [row for row in rows if row["episode_index"] == index]
         expected = np.array([row["observation.state"] for row in own], dtype=np.float32)
+        actions = np.array([row["action"] for row in own], dtype=np.float32)
         assert episode.state_TS.dtype == np.float32
+        np.testing.assert_array_equal(np.asarray(episode.action_TA), actions)
+        assert episode.action_names == tuple(f"j{i}" for i in range(14))
         np.testing.assert_array_equal(episode.state_TS, expected)
         assert episode.task == tasks[own[0]["task_index"]]
         times = np.array([row["timestamp"] for row in own])

@@ -102,6 +102,7 @@ def test_an_episode_without_labels_cameras_of_its_own_or_a_simulator(
     tmp_path: Path, storage: Storage
 ) -> None:
     episode = small_episode(5, labelled=False, simulator=False, cameras=("top",), state_dim=1)
+    episode = dataclasses.replace(episode, action_TA=None, action_names=())
     write_dataset([episode], tmp_path / "d", storage=storage)
     assert_same(open_dataset(tmp_path / "d").episode(0), episode, pictures=storage == "image")
     assert "annotation.progress" not in read_json(tmp_path / "d/meta/stats.json")
@@ -115,15 +116,18 @@ def like_the_sample(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A dataset of the sample's cameras, sizes and rates."""
     cameras = ("top", "left_wrist", "right_wrist")
     jpeg = encode_jpeg(np.full((240, 320, 3), 90, dtype=np.uint8))
+    joints = tuple(f"j{i}" for i in range(14))
     episodes = [
         dataclasses.replace(
             small_episode(seed, fps=30.0, state_dim=14, cameras=(), task=f"task {seed}"),
             images={camera: [jpeg] * 12 for camera in cameras},
+            action_TA=np.zeros((12, 14), dtype=np.float32),
+            action_names=joints,
         )
         for seed in range(3)
     ]
     root = tmp_path_factory.mktemp("like") / "d"
-    write_dataset(episodes, root, robot_type="arm", state_names=[f"j{i}" for i in range(14)])
+    write_dataset(episodes, root, robot_type="arm", state_names=joints)
     return root
 
 
@@ -139,7 +143,7 @@ def test_info_has_the_fields_of_lerobots_own(like_the_sample: Path) -> None:
 
 def test_features_are_described_as_lerobot_does(like_the_sample: Path) -> None:
     ours, theirs = (read_json(root / "meta/info.json")["features"] for root in (like_the_sample, SAMPLE))
-    assert set(ours) - OURS == set(theirs) - {"action"}
+    assert set(ours) - OURS == set(theirs)
     for key in set(ours) - OURS:
         expected = theirs[key]
         if expected["dtype"] == "video":
@@ -150,8 +154,7 @@ def test_features_are_described_as_lerobot_does(like_the_sample: Path) -> None:
 @pytest.mark.parametrize("name", ["data", "meta/episodes"])
 def test_columns_have_lerobots_names_and_types(like_the_sample: Path, name: str) -> None:
     ours, theirs = (read_table(root, name).schema for root in (like_the_sample, SAMPLE))
-    without_action = [f for f in theirs if not f.name.startswith("stats/action/") and f.name != "action"]
-    for field in without_action:
+    for field in theirs:
         assert ours.field(field.name).type == field.type, field.name
         assert ours.field(field.name).nullable == field.nullable, field.name
     extra = {field.name for field in ours} - {field.name for field in theirs}
@@ -172,14 +175,12 @@ def test_rows_describe_themselves_to_hugging_face_datasets(like_the_sample: Path
         json.loads(read_table(root, "data").schema.metadata[b"huggingface"])["info"]["features"]
         for root in (like_the_sample, SAMPLE)
     )
-    assert {key: ours[key] for key in ours if key not in OURS} == {
-        key: theirs[key] for key in theirs if key != "action"
-    }
+    assert {key: ours[key] for key in ours if key not in OURS} == {key: theirs[key] for key in theirs}
 
 
 def test_statistics_have_lerobots_names_and_shapes(like_the_sample: Path) -> None:
     ours, theirs = (read_json(root / "meta/stats.json") for root in (like_the_sample, SAMPLE))
-    assert set(ours) - OURS == set(theirs) - {"action"}
+    assert set(ours) - OURS == set(theirs)
     for key in set(ours) - OURS:
         assert list(ours[key]) == list(theirs[key])
         for name, value in ours[key].items():
@@ -304,9 +305,11 @@ def test_no_episodes_make_no_dataset(tmp_path: Path) -> None:
         (small_episode(1, cameras=("corner",)), "cameras"),
         (small_episode(1, state_dim=5), "state dimensions 4, got 5"),
         (small_episode(1, simulator=False), "simulator quantities 3, got 0"),
+        (dataclasses.replace(small_episode(1), action_TA=None), "action dimensions 2, got 0"),
         (small_episode(1, size=64), "64 x 64"),
         (small_episode(1, 0, labelled=False), "at least one frame"),
         (dataclasses.replace(small_episode(1), progress_T=np.zeros(5, np.float32)), "5 rows of progress"),
+        (dataclasses.replace(small_episode(1), action_TA=np.zeros((5, 2), np.float32)), "5 rows of action"),
         (dataclasses.replace(small_episode(1), segments=(LabelledSegment("a", 0, 5),)), "do not cover"),
         (dataclasses.replace(small_episode(1), info={"x": object()}), "JSON"),
     ],

@@ -175,6 +175,19 @@ def test_an_episode_has_a_picture_a_state_and_a_label_for_every_frame() -> None:
 
 
 @pytest.mark.sim
+def test_the_tool_follows_its_actions_and_not_the_other_way_round() -> None:
+    episode = run_episode("drawer-open", "random", 12, render=False)
+    assert episode.action_TA is not None
+    assert episode.action_TA.shape == (len(episode), len(episode.action_names))
+    assert np.abs(episode.action_TA).max() <= 1.0
+    assert not episode.action_TA[-1, :3].any(), "nothing follows the last frame"
+    moved, asked = np.diff(episode.state_TS[:, 0]), episode.action_TA[:-1, 0]
+    after = np.corrcoef(asked[:-1], moved[1:])[0, 1]  # the arm lags about a frame behind
+    before = np.corrcoef(asked[1:], moved[:-1])[0, 1]
+    assert after > 0.85 > before
+
+
+@pytest.mark.sim
 @pytest.mark.parametrize("kind", ["demo", "perturbed", "random"])
 def test_an_episode_is_determined_by_task_kind_and_seed(kind: str) -> None:
     first, again, other = (

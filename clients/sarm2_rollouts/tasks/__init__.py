@@ -43,6 +43,10 @@ IMAGE_SIZE = 96
 STATE_NAMES = ("tool_x", "tool_y", "tool_z", "gripper_opening")
 """Proprioceptive state: tool position in metres, gripper opening in [0, 1] (1 = 10 cm). Nothing else."""
 
+ACTION_NAMES = ("move_x", "move_y", "move_z", "gripper_effort")
+"""What the robot does from one frame to the next, each in [-1, 1] and the mean of the frame's control steps: tool
+motion (1 = 1 cm a control step) and effort of the fingers (1 closes them)."""
+
 PRIMITIVES = (
     *(
         "reach",
@@ -97,6 +101,7 @@ def task_spec(name: str) -> TaskSpec:
 
 
 __all__ = [
+    "ACTION_NAMES",
     "CAMERAS",
     "CONTROL_STEPS_PER_FRAME",
     "FPS",
