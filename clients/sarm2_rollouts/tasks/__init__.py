@@ -44,8 +44,8 @@ STATE_NAMES = ("tool_x", "tool_y", "tool_z", "gripper_opening")
 """Proprioceptive state: tool position in metres, gripper opening in [0, 1] (1 = 10 cm). Nothing else."""
 
 ACTION_NAMES = ("move_x", "move_y", "move_z", "gripper_effort")
-"""What the robot does from one frame to the next, each in [-1, 1] and the mean of the frame's control steps: tool
-motion (1 = 1 cm a control step) and effort of the fingers (1 closes them)."""
+"""What the robot does from one frame to the next, each in [-1, 1] and the mean of the frame's control steps:
+tool motion (1 = 1 cm a control step) and effort of the fingers (1 closes them)."""
 
 PRIMITIVES = (
     *(
