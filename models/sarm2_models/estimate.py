@@ -7,7 +7,7 @@ per-episode contributions costs one matrix product.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypeAlias
 
 import numpy as np
@@ -23,13 +23,15 @@ class Estimate:
     """A metric's value, its 95 % bootstrap interval over episodes, and n.
 
     n counts the episodes that entered, except for `drop_recall`, where it counts drops. `value`, `low` and
-    `high` are None where nothing entered (no drop happened, say).
+    `high` are None where nothing entered (no drop happened, say). `samples` are its values over `draws`: the
+    same draws for the same number of episodes and seed, so estimates of several models can be paired.
     """
 
     value: float | None
     low: float | None
     high: float | None
     n: int
+    samples: Floats | None = field(default=None, repr=False, compare=False)
 
     def as_json(self) -> dict[str, float | int | None]:
         """Plain numbers, ready for JSON."""
@@ -42,7 +44,25 @@ class Estimate:
         if value is None or not len(kept):
             return cls(value, None, None, n)
         low, high = np.percentile(kept, (2.5, 97.5))
-        return cls(value, float(low), float(high), n)
+        return cls(value, float(low), float(high), n, samples)
+
+    @classmethod
+    def mean(cls, estimates: Sequence[Estimate]) -> Estimate:
+        """Of one metric on the same episodes by several models of a kind (training seeds), paired by draw."""
+        values = [one.value for one in estimates if one.value is not None]
+        samples = [one.samples for one in estimates if one.samples is not None]
+        if not values or len(samples) < len(estimates):
+            return cls(float(np.mean(values)) if values else None, None, None, estimates[0].n)
+        return cls.of(float(np.mean(values)), np.mean(samples, axis=0), estimates[0].n)
+
+    def over(self, other: Estimate) -> Estimate:
+        """This metric over that of another model on the same episodes, paired by draw."""
+        if self.value is None or not other.value:
+            return Estimate(None, None, None, self.n)
+        if self.samples is None or other.samples is None:
+            return Estimate(self.value / other.value, None, None, self.n)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return Estimate.of(self.value / other.value, self.samples / other.samples, self.n)
 
 
 def draws(count: int, seed: int) -> npt.NDArray[np.int64]:

@@ -23,9 +23,9 @@ from sarm2_models.predictor import Predictor
 from sarm2_models.train import stages
 from sarm2_models.train.evaluation import Evaluator, evaluate_bundle, evaluation_plan
 from sarm2_models.train.given_encoder import GivenEncoder
-from sarm2_models.train.heads import learning_rate_factor
 from sarm2_models.train.jobs import Job, Ticker
 from sarm2_models.train.layout import RunFolder, make_run
+from sarm2_models.train.loop import learning_rate_factor
 from sarm2_models.train.plan import Episodes, HeadPlan, PlannedEpisode, TowerPlan, TrainPlan
 from sarm2_models.train.run import TrainingRun
 from sarm2_models.train.variants import ABLATION_FOLDER, BASELINES, VARIANTS

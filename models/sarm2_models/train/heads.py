@@ -1,41 +1,28 @@
 """Training of the two heads, one after the other: stage estimator, then value decoder on its predictions.
 
-The step number alone decides what a step does (its windows, its dropout), and a checkpoint holds weights,
-optimiser and running mean. So a run that was stopped and resumed ends with the same weights as one that was
-not.
-
 Shapes: T frames, B batch, W window slots, C cameras, D embedding, S state, P primitives.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from sarm2_models.config import RewardModelConfig
 from sarm2_models.stage import StageEstimator, stage_loss
-from sarm2_models.train.checkpoints import TrainState, load_state, save_state
+from sarm2_models.train.loop import Rate, Steps, Tick, fit, silent
 from sarm2_models.train.plan import HeadPlan
 from sarm2_models.train.windows import Frames
 from sarm2_models.value import ValueDecoder, value_loss
 from sarm2_models.vocabulary import Vocabulary, load_vocabulary
 from sarm2_models.window import BoolArray, Float16Array, Float32Array, IntArray
 
-CHECKPOINT_EVERY = 200
 SCORE_BATCH = 512
-
-Tick = Callable[[int, int, str], None]
-
-
-def _silent(done: int, total: int, note: str) -> None:
-    pass
 
 
 @dataclass(frozen=True)
@@ -80,7 +67,7 @@ def train_stage(
     folder: Path,
     *,
     seed: int,
-    tick: Tick = _silent,
+    tick: Tick = silent,
     stop_after: int | None = None,
 ) -> StageEstimator:
     """Cross entropy on the newest frame of each window.
@@ -103,9 +90,9 @@ def train_stage(
             logits_BP = model(batch.embeddings_BWCD, batch.state_BWS, batch.mask_BW)
         return stage_loss(logits_BP.float(), labels_T[drawn_B])
 
-    rate = _Rate(plan.stage_learning_rate, plan.stage_warm_up, plan.stage_weight_decay)
-    steps = _Steps("stage", plan.stage_steps, rate, plan.ema, folder, seed, stop_after)
-    return _fit(model, loss_of, steps, tick)
+    rate = Rate(plan.stage_learning_rate, plan.stage_warm_up, plan.stage_weight_decay)
+    steps = Steps("stage", plan.stage_steps, rate, plan.ema, folder, seed, stop_after)
+    return fit(model, loss_of, steps, tick)
 
 
 def train_value(
@@ -117,8 +104,9 @@ def train_value(
     folder: Path,
     *,
     seed: int,
-    tick: Tick = _silent,
+    tick: Tick = silent,
     stop_after: int | None = None,
+    decoder: type[ValueDecoder] = ValueDecoder,
 ) -> ValueDecoder:
     """Squared error of progress, of pairs of neighbouring frames, plus the gates' terms.
 
@@ -127,9 +115,10 @@ def train_value(
 
     Args:
         predicted_T: the stage estimator's primitive of every frame.
+        decoder: the kind of decoder (ablations have their own).
     """
     torch.manual_seed(seed + 1)
-    model = ValueDecoder(config)
+    model = decoder(config)
     vocabulary = load_vocabulary(config.vocabulary)
     deviation_CD = frames.deviation_CD()
     all_texts = np.concatenate([texts.primitives_PD, texts.instructions_ND])
@@ -137,11 +126,8 @@ def train_value(
 
     def loss_of(step: int) -> Tensor:
         rng = np.random.default_rng([seed, 2, step])
-        half_B = frames.draw(rng, plan.batch // 2)
-        rewind_B = frames.draw_rewinds(rng, half_B, plan.rewind)
-        next_B = np.minimum(half_B + 1, frames.last_T[half_B] - rewind_B * frames.gap)
-        pair_B = np.concatenate([half_B, np.maximum(next_B, half_B)])
-        batch = Windows.gather(frames, *frames.slots(pair_B, np.tile(rewind_B, 2)))
+        pair_B, rewind_B, half_B = frames.draw_pairs(rng, plan.batch // 2, plan.rewind)
+        batch = Windows.gather(frames, *frames.slots(pair_B, rewind_B))
         batch = batch.blurred(plan.noise, deviation_CD)
         primitive_B = np.tile(
             route(rng, frames.primitive_T[half_B], predicted_T[half_B], vocabulary, plan), 2
@@ -159,9 +145,9 @@ def train_value(
         total: Tensor = loss + plan.smooth * (change_B[1] - change_B[0]).square().mean()
         return total
 
-    rate = _Rate(plan.value_learning_rate, plan.value_warm_up, plan.value_weight_decay)
-    steps = _Steps("value", plan.value_steps, rate, plan.ema, folder, seed, stop_after)
-    return _fit(model, loss_of, steps, tick)
+    rate = Rate(plan.value_learning_rate, plan.value_warm_up, plan.value_weight_decay)
+    steps = Steps("value", plan.value_steps, rate, plan.ema, folder, seed, stop_after)
+    return fit(model, loss_of, steps, tick)
 
 
 def route(
@@ -193,7 +179,7 @@ def predict_logits(model: StageEstimator, frames: Frames) -> Float32Array:
     model.eval()
     parts = []
     with torch.inference_mode():
-        for chosen_B in _chunks(len(frames)):
+        for chosen_B in chunks(len(frames)):
             batch = Windows.gather(frames, *frames.slots(chosen_B))
             parts.append(model(batch.embeddings_BWCD, batch.state_BWS, batch.mask_BW).float().numpy())
     return np.concatenate(parts)
@@ -206,7 +192,7 @@ def predict_progress(
     model.eval()
     parts = []
     with torch.inference_mode():
-        for chosen_B in _chunks(len(frames)):
+        for chosen_B in chunks(len(frames)):
             batch = Windows.gather(frames, *frames.slots(chosen_B))
             inputs = text_inputs(texts, primitive_T[chosen_B], frames.task_T[chosen_B], vocabulary)
             output = model(batch.embeddings_BWCD, batch.state_BWS, batch.mask_BW, *inputs)
@@ -214,69 +200,7 @@ def predict_progress(
     return np.concatenate(parts)
 
 
-def _chunks(count: int) -> Iterator[IntArray]:
+def chunks(count: int) -> Iterator[IntArray]:
+    """The numbers up to `count`, `SCORE_BATCH` at a time."""
     for start in range(0, count, SCORE_BATCH):
         yield np.arange(start, min(start + SCORE_BATCH, count))
-
-
-# --- the loop --------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class _Rate:
-    learning_rate: float
-    warm_up: float
-    weight_decay: float
-
-
-@dataclass(frozen=True)
-class _Steps:
-    name: str
-    total: int
-    rate: _Rate
-    ema: float
-    folder: Path
-    seed: int
-    stop_after: int | None
-
-
-_Model = TypeVar("_Model", bound=nn.Module)
-
-
-def _fit(model: _Model, loss_of: Callable[[int], Tensor], steps: _Steps, tick: Tick) -> _Model:
-    """AdamW with warm-up and a cosine to zero, gradients clipped to norm 1; gives back the running mean."""
-    rate = steps.rate
-    optimiser = torch.optim.AdamW(
-        model.parameters(), lr=rate.learning_rate, weight_decay=rate.weight_decay, betas=(0.9, 0.95)
-    )
-    state = TrainState(model, optimiser)
-    path = steps.folder / f"{steps.name}.checkpoint.safetensors"
-    done = load_state(path, state)
-    model.train()
-    for step in range(done, steps.total):
-        if steps.stop_after is not None and step >= steps.stop_after:
-            save_state(path, state, step)
-            return model
-        torch.manual_seed(steps.seed * 1_000_003 + step)
-        for group in optimiser.param_groups:
-            group["lr"] = rate.learning_rate * learning_rate_factor(step, steps.total, rate.warm_up)
-        loss = loss_of(step)
-        optimiser.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimiser.step()
-        state.average(steps.ema)
-        if (step + 1) % CHECKPOINT_EVERY == 0 and step + 1 < steps.total:
-            save_state(path, state, step + 1)
-        tick(step + 1, steps.total, f"{steps.name} loss {loss.item():.4f}")
-    state.use_average()
-    path.unlink(missing_ok=True)
-    return model.eval()
-
-
-def learning_rate_factor(step: int, total: int, warm_up: float = 0.05) -> float:
-    """Linear warm-up over a share of the steps, then a cosine to zero."""
-    rising = max(1, round(warm_up * total))
-    if step < rising:
-        return (step + 1) / rising
-    return 0.5 * (1 + math.cos(math.pi * (step - rising) / max(1, total - rising)))

@@ -65,6 +65,11 @@ class RunFolder:
         return sizes if self.given is None else replace(sizes, embedding_dim=self.given.dim)
 
     @property
+    def splits(self) -> tuple[Split, ...]:
+        """The plan's splits, in its order."""
+        return tuple(self.plan.episodes)
+
+    @property
     def vocabulary(self) -> Vocabulary:
         """Its vocabulary."""
         return load_vocabulary(self.config.vocabulary)

@@ -18,15 +18,20 @@ import numpy as np
 from sarm2_client.errors import NotFound
 from sarm2_rollouts.episode import EpisodeKind
 
-Split: TypeAlias = Literal["train", "calibration", "validation"]
+Split: TypeAlias = Literal["train", "calibration", "validation", "test"]
 
 EVALUATION_SEEDS_FROM = 100_000
 """Seeds from here on are never used by training or calibration."""
 
 SEED_BLOCKS: MappingProxyType[Split, tuple[int, int]] = MappingProxyType(
-    {"train": (0, 60_000), "calibration": (60_000, 80_000), "validation": (80_000, EVALUATION_SEEDS_FROM)}
+    {
+        "train": (0, 60_000),
+        "calibration": (60_000, 80_000),
+        "validation": (80_000, EVALUATION_SEEDS_FROM),
+        "test": (EVALUATION_SEEDS_FROM, 200_000),
+    }
 )
-"""First seed and end of each split's block."""
+"""First seed and end of each split's block. A training run has no `test`: that is a benchmark's."""
 
 KINDS: tuple[EpisodeKind, ...] = ("demo", "clean_demo", "perturbed", "random")
 

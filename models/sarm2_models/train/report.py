@@ -39,7 +39,7 @@ def draw_curves(episodes: Sequence[Scored], vocabulary: Vocabulary, path: Path) 
             if chosen is None:
                 axis.axis("off")
                 continue
-            _draw_episode(axis, chosen, vocabulary)
+            draw_episode_curves(axis, chosen, vocabulary)
             axis.set_title(f"{task}: {title}", fontsize=9)
     axes[0][0].legend(fontsize=7, loc="upper left", frameon=False)
     figure.tight_layout()
@@ -81,7 +81,8 @@ def _pick(episodes: Sequence[Scored], what: str) -> Scored | None:
     return next((scored for scored in episodes if is_one(scored)), None)
 
 
-def _draw_episode(axis: Any, scored: Scored, vocabulary: Vocabulary) -> None:
+def draw_episode_curves(axis: Any, scored: Scored, vocabulary: Vocabulary) -> None:
+    """Progress with its interval over the truth, and both strips of primitives, on a matplotlib axis."""
     seconds_T = np.arange(len(scored.truth_T)) / scored.fps
     axis.fill_between(seconds_T, scored.low_T, scored.high_T, color=OURS, alpha=0.15, linewidth=0)
     axis.plot(seconds_T, scored.truth_T, color=TRUTH, linewidth=1, linestyle="--", label="true progress")

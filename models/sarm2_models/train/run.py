@@ -96,7 +96,7 @@ class TrainingRun:
         ]
 
     def _record(self) -> None:
-        for split in stages.SPLITS:
+        for split in self.run.splits:
             if not (self.run.dataset(split) / "meta" / "info.json").exists():
                 self.console.print(f"episodes for {split}")
                 self.recorder(self.run, split, self.workers, self.console)

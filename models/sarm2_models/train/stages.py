@@ -33,15 +33,14 @@ from sarm2_models.train.variants import (
 )
 
 MODEL_ID = "sarm2-metaworld"
-SPLITS: tuple[Split, ...] = ("train", "calibration", "validation")
 
 
 def index(ticker: Ticker, run: RunFolder) -> None:
     """All datasets into flat arrays."""
-    for number, split in enumerate(SPLITS):
+    for number, split in enumerate(run.splits):
 
         def tick(done: int, total: int, split: Split = split, number: int = number) -> None:
-            ticker.tick(number * total + done, len(SPLITS) * total, split)
+            ticker.tick(number * total + done, len(run.splits) * total, split)
 
         if not (run.index(split) / "meta.json").exists():
             index_dataset(run.dataset(split), run.index(split), run.vocabulary, run.tasks, tick=tick)
@@ -64,10 +63,10 @@ def tower(ticker: Ticker, run: RunFolder) -> None:
 def embed(ticker: Ticker, run: RunFolder, shards: list[int]) -> None:
     """Embed some of each split's shards."""
     encoder = run.load_encoder()
-    corpora = {split: run.corpus(split) for split in SPLITS}
+    corpora = {split: run.corpus(split) for split in run.splits}
     work = [
         (split, shard, shard_bounds(len(corpora[split]), SHARDS)[shard])
-        for split in SPLITS
+        for split in run.splits
         for shard in shards
     ]
     total, done = sum(stop - start for _, _, (start, stop) in work), 0
@@ -168,8 +167,8 @@ def report(ticker: Ticker, run: RunFolder) -> None:
     content = {
         "settings": run.settings(),
         "seconds": finished_stages(run.root),
-        "seed_blocks": {split: list(block) for split, block in SEED_BLOCKS.items()},
-        "data": {split: _size(run, split) for split in SPLITS},
+        "seed_blocks": {split: list(SEED_BLOCKS[split]) for split in run.splits},
+        "data": {split: _size(run, split) for split in run.splits},
         "calibration": fitted.to_dict(),
         "ladder": ladder,
         "validation": measured,

@@ -28,7 +28,7 @@ from transformers import SiglipConfig, SiglipModel
 from sarm2_models.encoder import ImageTextEncoder, round_to_half
 from sarm2_models.train.checkpoints import TrainState, load_state, save_state
 from sarm2_models.train.corpus import Corpus
-from sarm2_models.train.heads import Tick, learning_rate_factor
+from sarm2_models.train.loop import Tick, learning_rate_factor, silent
 from sarm2_models.train.plan import TowerPlan
 from sarm2_models.train.targets import TowerTargets
 from sarm2_models.train.tokenizer import END, PAD, TEXT_LENGTH, make_tokenizer, text_corpus
@@ -183,7 +183,7 @@ def train_tower(
     folder: Path,
     *,
     seed: int,
-    tick: Tick = lambda done, total, note: None,
+    tick: Tick = silent,
     stop_after: int | None = None,
 ) -> ImageTextEncoder:
     """Train on every picture of `corpus`, drawn at random; returns the frozen encoder.

@@ -34,6 +34,7 @@ class Frames:
         task_T: task index. first_T, last_T: first and last frame of each frame's episode.
         weight_T: chance of each frame to be drawn; sums to 1.
         gap: frames between neighbouring slots. length: slots besides the anchor.
+        anchor: whether windows show the episode's first frame (an ablation masks it).
     """
 
     embeddings_TCD: Float16Array
@@ -46,6 +47,7 @@ class Frames:
     weight_T: npt.NDArray[np.float64]
     gap: int
     length: int
+    anchor: bool = True
 
     def __len__(self) -> int:
         return len(self.progress_T)
@@ -86,8 +88,22 @@ class Frames:
         """
         first_B = self.first_T[frames_B]
         if rewind_B is None:
-            return window_slots(frames_B, first_B, self.gap, self.length)
-        return rewound_slots(frames_B, first_B, rewind_B, self.gap, self.length)
+            indices, mask = window_slots(frames_B, first_B, self.gap, self.length)
+        else:
+            indices, mask = rewound_slots(frames_B, first_B, rewind_B, self.gap, self.length)
+        mask[:, 0] &= self.anchor
+        return indices, mask
+
+    def draw_pairs(
+        self, rng: np.random.Generator, count: int, rewind: float
+    ) -> tuple[IntArray, IntArray, IntArray]:
+        """Pairs of neighbouring frames: indices (2 x count) and rewinds (2 x count) of all firsts, then all
+        seconds, and the firsts (count). A share `rewind` of the pairs is played backwards.
+        """
+        half_B = self.draw(rng, count)
+        rewind_B = self.draw_rewinds(rng, half_B, rewind)
+        next_B = np.minimum(half_B + 1, self.last_T[half_B] - rewind_B * self.gap)
+        return np.concatenate([half_B, np.maximum(next_B, half_B)]), np.tile(rewind_B, 2), half_B
 
     def draw_rewinds(self, rng: np.random.Generator, frames_B: IntArray, share: float) -> IntArray:
         """For each window how many slots are rewound: 0, or 1 to `MAX_REWIND` where the episode allows it."""

@@ -1,0 +1,318 @@
+"""Who takes part: how each contender is trained and what it says of the test frames.
+
+A contender that names no primitives leaves them null; the tables then leave the metrics of primitives out.
+
+Shapes: T frames, C cameras, D embedding.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import MappingProxyType
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sarm2_models.benchmark.goal_frame import goal_frames, goal_progress
+from sarm2_models.benchmark.language_progress import REWIND, LanguageProgress, mismatch
+from sarm2_models.benchmark.layout import BenchmarkFolder
+from sarm2_models.benchmark.single_task import StageProgress, stage_progress_loss, stage_targets
+from sarm2_models.calibration import Calibration
+from sarm2_models.config import RewardModelConfig
+from sarm2_models.stage import StageEstimator
+from sarm2_models.train.calibrate import Predictions, calibrate, predict
+from sarm2_models.train.heads import Texts, Windows, chunks, predict_logits, train_stage, train_value
+from sarm2_models.train.ladder import CONSTANT, clock, mean_demo_frames
+from sarm2_models.train.loop import Rate, Steps, Tick, fit
+from sarm2_models.train.plan import HeadPlan, Split
+from sarm2_models.train.variants import Heads, Variant, load_module, save_module, variant_config
+from sarm2_models.train.windows import Frames
+from sarm2_models.value import ValueDecoder, ValueOutput
+from sarm2_models.window import Float32Array
+from sarm2_rollouts.tasks import task_spec
+
+
+@dataclass(frozen=True)
+class Contender(ABC):
+    """One of those who are compared.
+
+    Attributes:
+        name: in files and tables. summary: what it is, in words.
+        learns: whether it is trained, and so differs from seed to seed.
+        names_primitives: whether its primitives and confidence mean anything.
+    """
+
+    name: str
+    summary: str
+    learns: bool = True
+    names_primitives: bool = False
+
+    @abstractmethod
+    def run(self, bench: BenchmarkFolder, seed: int, tick: Tick) -> Predictions:
+        """Train from `seed` what is not trained yet, and say something of every test frame."""
+
+
+class OneGate(ValueDecoder):
+    """The value decoder without the multi-gate: one gate for every primitive."""
+
+    def forward(
+        self,
+        embeddings_BWCD: Tensor,
+        state_BWS: Tensor,
+        mask_BW: Tensor,
+        primitive_text_BD: Tensor,
+        instruction_BD: Tensor,
+        group_B: Tensor,
+    ) -> ValueOutput:
+        """As the decoder's, whatever the group."""
+        one_B = torch.zeros_like(group_B)
+        return super().forward(embeddings_BWCD, state_BWS, mask_BW, primitive_text_BD, instruction_BD, one_B)
+
+
+@dataclass(frozen=True)
+class Sarm2(Contender):
+    """SARM2, whole or without one of its parts. All share one stage estimator a seed.
+
+    Attributes:
+        variant: what it sees.
+        stage: without, the value decoder is told nothing of the primitive: null text, `other` gate.
+        multigate: without, one gate serves every primitive, whose text the decoder still reads.
+        anchor: without, the episode's first frame is masked.
+    """
+
+    variant: Variant = "full"
+    stage: bool = True
+    multigate: bool = True
+    anchor: bool = True
+
+    def run(self, bench: BenchmarkFolder, seed: int, tick: Tick) -> Predictions:
+        """Stage estimator, value decoder, calibration, answers."""
+        run = bench.run
+        heads, texts = self.heads(bench, seed, tick), run.texts(self.variant)
+        calibration = Calibration()
+        if self.stage:
+            frames, corpus = self.frames(bench, "calibration"), run.corpus("calibration")
+            calibration = calibrate(heads, frames, corpus, texts, run.vocabulary)
+        frames = self.frames(bench, "test")
+        if self.stage:
+            return predict(heads, frames, texts, run.vocabulary, calibration)
+        null_T = np.full(len(frames), run.vocabulary.null_index)
+        return only_progress(heads.progress(frames, texts, null_T, run.vocabulary), run.vocabulary.null_index)
+
+    def heads(self, bench: BenchmarkFolder, seed: int, tick: Tick) -> Heads:
+        """The trained heads, from their files where they are there."""
+        run, plan = bench.run, bench.run.plan.heads
+        config = variant_config(run.config, self.variant)
+        stage = stage_estimator(bench, self.variant, config, seed, tick)
+        decoder = ValueDecoder if self.multigate else OneGate
+        folder = bench.contender(self.name, seed)
+        if not (folder / "value.safetensors").exists():
+            frames = self.frames(bench, "train")
+            value = train_value(
+                config,
+                frames,
+                run.texts(self.variant),
+                predict_logits(stage, frames).argmax(-1),
+                plan if self.stage else replace(plan, fallback=1.0),
+                folder,
+                seed=seed,
+                tick=tick,
+                decoder=decoder,
+            )
+            save_module(folder / "value.safetensors", value)
+        return Heads(config, stage, load_module(folder / "value.safetensors", decoder(config)))
+
+    def frames(self, bench: BenchmarkFolder, split: Split) -> Frames:
+        """A split as this one sees it."""
+        return replace(bench.run.frames(self.variant, split), anchor=self.anchor)
+
+
+def stage_estimator(
+    bench: BenchmarkFolder, variant: Variant, config: RewardModelConfig, seed: int, tick: Tick
+) -> StageEstimator:
+    """The stage estimator of a seed, trained once for all who see the same."""
+    folder = bench.contender(f"stage_{variant}", seed)
+    path = folder / "stage.safetensors"
+    if not path.exists():
+        frames, plan = bench.run.frames(variant, "train"), bench.run.plan.heads
+        save_module(path, train_stage(config, frames, plan, folder, seed=seed, tick=tick))
+    return load_module(path, StageEstimator(config))
+
+
+@dataclass(frozen=True)
+class SingleTask(Contender):
+    """SARM's first form: a model for each task, which sees as many of its windows as SARM2's two heads do.
+
+    Attributes:
+        cameras: names; None for all.
+    """
+
+    cameras: tuple[str, ...] | None = None
+
+    def run(self, bench: BenchmarkFolder, seed: int, tick: Tick) -> Predictions:
+        """One model a task, then the answers of each on its own task."""
+        run = bench.run
+        config, frames = self._seen(bench, "test")
+        progress_T = np.zeros(len(frames), dtype=np.float32)
+        for task, name in enumerate(run.tasks):
+            model = self._model(bench, config, task, seed, tick)
+            mine_T = np.flatnonzero(frames.task_T == task)
+            with torch.inference_mode():
+                for chosen in chunks(len(mine_T)):
+                    batch = Windows.gather(frames, *frames.slots(mine_T[chosen]))
+                    said = model(batch.embeddings_BWCD, batch.state_BWS, batch.mask_BW)
+                    progress_T[mine_T[chosen]] = model.progress(*said).numpy()
+            tick(task + 1, len(run.tasks), name)
+        return only_progress(progress_T, run.vocabulary.null_index)
+
+    def _seen(self, bench: BenchmarkFolder, split: Split) -> tuple[RewardModelConfig, Frames]:
+        frames, config = bench.run.frames("full", split), bench.run.config
+        if self.cameras is None:
+            return config, frames
+        places = [config.cameras.index(camera) for camera in self.cameras]
+        one = replace(frames, embeddings_TCD=np.ascontiguousarray(frames.embeddings_TCD[:, places]))
+        return replace(config, cameras=self.cameras), one
+
+    def _model(
+        self, bench: BenchmarkFolder, config: RewardModelConfig, task: int, seed: int, tick: Tick
+    ) -> StageProgress:
+        run, plan = bench.run, bench.run.plan.heads
+        shares = tuple(task_spec(run.tasks[task]).stages.values())
+        folder = bench.contender(self.name, seed) / run.tasks[task]
+        path = folder / "model.safetensors"
+        if not path.exists():
+            _, frames = self._seen(bench, "train")
+            torch.manual_seed(seed + 2)
+            model = StageProgress(config, shares)
+            model.window.embedding_statistics.fit(torch.from_numpy(frames.embeddings_TCD))
+            mine = replace(frames, weight_T=np.where(frames.task_T == task, frames.weight_T, 0.0))
+            total = max(1, (plan.stage_steps + plan.value_steps) // len(run.tasks))
+            targets = stage_targets(frames.progress_T, shares)
+            stage_T, within_T = (torch.from_numpy(values) for values in targets)
+            deviation_CD = frames.deviation_CD()
+
+            def loss_of(step: int) -> Tensor:
+                rng = np.random.default_rng([seed, 4, task, step])
+                pair_B, rewind_B, _ = mine.draw_pairs(rng, plan.batch // 2, plan.rewind)
+                batch = Windows.gather(mine, *mine.slots(pair_B, rewind_B)).blurred(plan.noise, deviation_CD)
+                with torch.autocast("cpu", torch.bfloat16):
+                    logits_BK, within_BK = model(batch.embeddings_BWCD, batch.state_BWS, batch.mask_BW)
+                return stage_progress_loss(logits_BK, within_BK, stage_T[pair_B], within_T[pair_B])
+
+            save_module(path, fit(model, loss_of, value_steps(plan, "model", total, folder, seed), tick))
+        return load_module(path, StageProgress(config, shares))
+
+
+@dataclass(frozen=True)
+class Language(Contender):
+    """ReWiND's form: no stages; rewound windows and mismatched instructions. As many windows as SARM2's."""
+
+    def run(self, bench: BenchmarkFolder, seed: int, tick: Tick) -> Predictions:
+        """Train and answer."""
+        run, texts = bench.run, bench.run.texts("full")
+        model, frames = self.model(bench, texts, seed, tick), bench.run.frames("full", "test")
+        parts = []
+        with torch.inference_mode():
+            for chosen in chunks(len(frames)):
+                batch = Windows.gather(frames, *frames.slots(chosen))
+                instruction = torch.from_numpy(texts.instructions_ND[frames.task_T[chosen]]).float()
+                parts.append(model(batch.embeddings_BWCD, batch.state_BWS, batch.mask_BW, instruction))
+        return only_progress(torch.cat(parts).numpy(), run.vocabulary.null_index)
+
+    def model(self, bench: BenchmarkFolder, texts: Texts, seed: int, tick: Tick) -> LanguageProgress:
+        """The trained model, from its file where it is there."""
+        run, plan = bench.run, bench.run.plan.heads
+        folder = bench.contender(self.name, seed)
+        path = folder / "model.safetensors"
+        if not path.exists():
+            frames = run.frames("full", "train")
+            torch.manual_seed(seed + 3)
+            model = LanguageProgress(run.config)
+            model.window.embedding_statistics.fit(torch.from_numpy(frames.embeddings_TCD))
+            deviation_CD, tasks = frames.deviation_CD(), len(run.tasks)
+
+            def loss_of(step: int) -> Tensor:
+                rng = np.random.default_rng([seed, 5, step])
+                pair_B, rewind_B, _ = frames.draw_pairs(rng, plan.batch // 2, REWIND)
+                batch = Windows.gather(frames, *frames.slots(pair_B, rewind_B))
+                batch = batch.blurred(plan.noise, deviation_CD)
+                asked_B, target_B = mismatch(rng, frames.task_T[pair_B], frames.progress_T[pair_B], tasks)
+                instruction_BD = torch.from_numpy(texts.instructions_ND[asked_B]).float()
+                with torch.autocast("cpu", torch.bfloat16):
+                    said_B = model(batch.embeddings_BWCD, batch.state_BWS, batch.mask_BW, instruction_BD)
+                return torch.nn.functional.mse_loss(said_B, torch.from_numpy(target_B))
+
+            steps = value_steps(plan, "model", plan.value_steps, folder, seed)
+            save_module(path, fit(model, loss_of, steps, tick))
+        return load_module(path, LanguageProgress(run.config))
+
+
+@dataclass(frozen=True)
+class GoalFrame(Contender):
+    """How near the picture is to the goal frame."""
+
+    def run(self, bench: BenchmarkFolder, seed: int, tick: Tick) -> Predictions:
+        """Nothing is learned but the mean goal."""
+        train, test = (bench.run.frames("full", split) for split in ("train", "test"))
+        goals = goal_frames(bench.run.corpus("train"), train)
+        progress_T = goal_progress(test, goals, train.deviation_CD().numpy())
+        return only_progress(progress_T, bench.run.vocabulary.null_index)
+
+
+@dataclass(frozen=True)
+class Blind(Contender):
+    """What sees nothing: the clock, or a constant."""
+
+    ticks: bool = True
+
+    def run(self, bench: BenchmarkFolder, seed: int, tick: Tick) -> Predictions:
+        """Time over the mean time of a training demonstration, or 0.5."""
+        corpus = bench.run.corpus("test")
+        means = mean_demo_frames(bench.run.corpus("train"))
+        curves = [
+            clock(int(count), means[corpus.instructions[int(task)]])
+            if self.ticks
+            else np.full(int(count), CONSTANT, dtype=np.float32)
+            for count, task in zip(corpus.length_N, corpus.task_N, strict=True)
+        ]
+        return only_progress(np.concatenate(curves), bench.run.vocabulary.null_index)
+
+
+def only_progress(progress_T: Float32Array, null_index: int) -> Predictions:
+    """Answers of who names no primitives and gives no interval."""
+    count = len(progress_T)
+    return Predictions(
+        primitive_T=np.full(count, null_index),
+        confidence_T=np.zeros(count, dtype=np.float32),
+        uncertain_T=np.ones(count, dtype=bool),
+        progress_T=progress_T,
+        low_T=np.zeros(count, dtype=np.float32),
+        high_T=np.ones(count, dtype=np.float32),
+    )
+
+
+def value_steps(plan: HeadPlan, name: str, total: int, folder: Path, seed: int) -> Steps:
+    """A baseline's training: the value decoder's optimiser, for `total` steps."""
+    rate = Rate(plan.value_learning_rate, plan.value_warm_up, plan.value_weight_decay)
+    return Steps(name, total, rate, plan.ema, folder, seed)
+
+
+SARM2 = Sarm2("sarm2", "SARM2", names_primitives=True)
+_ALL: tuple[Contender, ...] = (
+    SARM2,
+    Sarm2("sarm2_no_stage", "without the stage estimator", stage=False),
+    Sarm2("sarm2_no_multigate", "one gate for all primitives", names_primitives=True, multigate=False),
+    Sarm2("sarm2_no_anchor", "without the first frame", names_primitives=True, anchor=False),
+    Sarm2("state_only", "SARM2 on proprioception alone", names_primitives=True, variant="state_only"),
+    SingleTask("single_task_one", "SARM v1's form, a model a task, one camera", cameras=("corner",)),
+    SingleTask("single_task_all", "SARM v1's form, a model a task, all cameras"),
+    Language("language", "ReWiND's form: frames and instruction, rewound, no stages"),
+    GoalFrame("goal_frame", "distance to the goal frame", learns=False),
+    Blind("clock", "time over the mean time", learns=False),
+    Blind("constant", "0.5", learns=False, ticks=False),
+)
+CONTENDERS: MappingProxyType[str, Contender] = MappingProxyType({one.name: one for one in _ALL})
+"""Every contender by name, in the order of the tables."""

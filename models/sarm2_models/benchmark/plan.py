@@ -1,0 +1,67 @@
+"""How much a benchmark records and trains, and on which tasks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from sarm2_models.benchmark.layout import BenchmarkFolder
+from sarm2_models.checkpoint import default_bundle
+from sarm2_models.train.given_encoder import GivenEncoder
+from sarm2_models.train.layout import RunFolder
+from sarm2_models.train.plan import Episodes, HeadPlan, TrainPlan
+
+TASKS = (
+    "pick-place",
+    "bin-picking",
+    "box-close",
+    "assembly",
+    "peg-insert-side",
+    "hammer",
+    "door-open",
+    "drawer-open",
+    "button-press-topdown",
+    "faucet-open",
+)
+"""The ten tasks of the benchmark."""
+
+SEEDS = (0, 1, 2)
+
+FULL = TrainPlan(
+    name="benchmark",
+    episodes={
+        "train": Episodes(demo=50, clean_demo=4, perturbed=45, random=4),
+        "calibration": Episodes(demo=8, clean_demo=2, perturbed=10, random=1),
+        "test": Episodes(demo=20, clean_demo=20, perturbed=20, random=5),
+    },
+    heads=HeadPlan(stage_steps=2400, value_steps=1600),
+)
+QUICK = TrainPlan(
+    name="benchmark-quick",
+    episodes={
+        "train": Episodes(demo=6, clean_demo=2, perturbed=6, random=1),
+        "calibration": Episodes(demo=2, clean_demo=1, perturbed=2, random=0),
+        "test": Episodes(demo=4, clean_demo=2, perturbed=6, random=1),
+    },
+    heads=HeadPlan(stage_steps=60, value_steps=60, batch=64),
+)
+"""`QUICK` proves in some minutes that everything works; its numbers mean nothing."""
+
+
+def make_benchmark(
+    root: Path,
+    *,
+    quick: bool = False,
+    tasks: tuple[str, ...] = TASKS,
+    seeds: tuple[int, ...] = SEEDS,
+    encoder: str | None = None,
+) -> BenchmarkFolder:
+    """A benchmark's folder; nothing is written yet.
+
+    Args:
+        encoder: the frozen encoder of every contender, a folder or a name on the hub; by default the shipped
+            bundle's.
+
+    Raises NotFound or InvalidInput where there is no such encoder.
+    """
+    given = GivenEncoder.of(encoder or str(default_bundle() / "encoder"))
+    return BenchmarkFolder(RunFolder(root, QUICK if quick else FULL, tasks, 0, given), seeds)

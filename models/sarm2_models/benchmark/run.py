@@ -1,0 +1,104 @@
+"""A benchmark from nothing to its report, stage by stage; what is finished is never done twice."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from rich.console import Console
+
+from sarm2_client.errors import Conflict
+from sarm2_models.benchmark import stages
+from sarm2_models.benchmark.contenders import CONTENDERS
+from sarm2_models.benchmark.layout import BenchmarkFolder
+from sarm2_models.train import stages as training
+from sarm2_models.train.jobs import Job, run_jobs
+from sarm2_models.train.layout import SHARDS
+from sarm2_models.train.run import Recorder, record_split
+from sarm2_models.train.variants import Variant
+
+SETTINGS = "benchmark.json"
+SHARED: tuple[Variant, ...] = ("full", "state_only")
+"""What stage estimators see; each is trained once a seed, for all contenders who see the same."""
+
+Work: TypeAlias = tuple[str, Callable[..., None], tuple[Any, ...]]
+"""Name, function and arguments of a job."""
+
+
+@dataclass
+class BenchmarkRun:
+    """A benchmark that can be started, stopped and gone on with.
+
+    Args:
+        bench: its folder and settings.
+        workers: processes.
+        console: where bars go.
+        recorder: makes a split's dataset; the simulated robot by default.
+        runner: carries jobs out; child processes by default.
+    """
+
+    bench: BenchmarkFolder
+    workers: int = 2
+    console: Console = field(default_factory=Console)
+    recorder: Recorder = record_split
+    runner: Callable[..., None] = run_jobs
+
+    def start(self, *, resume: bool) -> Path:
+        """Do what is not done yet. Returns the report's folder.
+
+        Raises:
+            Conflict: the folder holds a benchmark and `resume` is false, or one with other settings.
+            ModelFailed: a job failed; what was finished is kept.
+        """
+        self._open(resume)
+        run, bench = self.bench.run, self.bench
+        for split in run.splits:
+            if not (run.dataset(split) / "meta" / "info.json").exists():
+                self.console.rule(f"episodes for {split}", align="left")
+                self.recorder(run, split, self.workers, self.console)
+        shares = [list(range(SHARDS))[start :: self.workers] for start in range(self.workers)]
+        self._jobs("index", [("index", training.index, (run,))])
+        self._jobs("embed", [(f"embed {n + 1}", training.embed, (run, s)) for n, s in enumerate(shares) if s])
+        self._jobs("stage estimators", self._shared())
+        self._jobs("contenders", self._contenders())
+        self._jobs("report", [("report", stages.report, (bench,))])
+        return bench.report
+
+    def _shared(self) -> list[Work]:
+        return [
+            (f"stage {variant} {seed}", stages.stage, (self.bench, variant, seed))
+            for seed in self.bench.seeds
+            for variant in SHARED
+        ]
+
+    def _contenders(self) -> list[Work]:
+        return [
+            (f"{name} {seed}", stages.contend, (self.bench, name, seed))
+            for name, contender in CONTENDERS.items()
+            for seed in (self.bench.seeds if contender.learns else self.bench.seeds[:1])
+        ]
+
+    def _jobs(self, title: str, work: list[Work]) -> None:
+        self.console.rule(title, align="left")
+        jobs = [Job(name, call, arguments, self.bench.run.root / "logs") for name, call, arguments in work]
+        self.runner(jobs, at_once=self.workers, console=self.console)
+
+    def _open(self, resume: bool) -> None:
+        path = self.bench.run.root / SETTINGS
+        now = json.loads(json.dumps(self.bench.settings()))
+        if not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(json.dumps(now, indent=1))
+        elif not resume:
+            raise Conflict(
+                f"{path.parent} already holds a benchmark; add --resume to go on with it, or choose another "
+                "folder with --out"
+            )
+        elif json.loads(path.read_text()) != now:
+            raise Conflict(
+                f"the benchmark in {path.parent} has other settings; use the same tasks, preset, seeds and "
+                "encoder to go on with it, or choose another folder with --out"
+            )

@@ -1,0 +1,106 @@
+"""The work of a benchmark's stages, as functions that child processes call."""
+
+from __future__ import annotations
+
+import json
+import platform
+from typing import Any
+
+import numpy as np
+import torch
+
+from sarm2_models.benchmark import pictures
+from sarm2_models.benchmark.contenders import CONTENDERS, SARM2, stage_estimator
+from sarm2_models.benchmark.layout import BenchmarkFolder, save_predictions
+from sarm2_models.benchmark.measure import measure_contenders, plain, ratios, scored_by
+from sarm2_models.benchmark.table import markdown
+from sarm2_models.train.heads import Windows, chunks, text_inputs
+from sarm2_models.train.jobs import Ticker
+from sarm2_models.train.loop import silent
+from sarm2_models.train.plan import Split
+from sarm2_models.train.variants import Variant, variant_config
+
+
+def stage(ticker: Ticker, bench: BenchmarkFolder, variant: Variant, seed: int) -> None:
+    """Train the stage estimator that several contenders share."""
+    stage_estimator(bench, variant, variant_config(bench.run.config, variant), seed, ticker.tick)
+    ticker.tick(1, 1)
+
+
+def contend(ticker: Ticker, bench: BenchmarkFolder, name: str, seed: int) -> None:
+    """Train one contender from one seed and keep what it says of the test frames."""
+    path = bench.answers(name, seed)
+    if not path.exists():
+        save_predictions(path, CONTENDERS[name].run(bench, seed, ticker.tick))
+    ticker.tick(1, 1)
+
+
+def report(ticker: Ticker, bench: BenchmarkFolder) -> None:
+    """benchmark.json, benchmark.md and the pictures of SARM2 from the first seed."""
+    measured, by_task = measure_contenders(bench)
+    against = ratios(measured)
+    content = {
+        "settings": bench.settings(),
+        "machine": {
+            "processor": platform.machine(),
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "device": "cpu",
+        },
+        "data": {split: _size(bench, split) for split in bench.run.splits},
+        "summaries": {name: one.summary for name, one in CONTENDERS.items()},
+        "models": plain(measured),
+        "tasks": {task: plain(table) for task, table in by_task.items()},
+        "sarm2_over": plain(against),
+    }
+    bench.report.mkdir(parents=True, exist_ok=True)
+    (bench.report / "benchmark.json").write_text(json.dumps(content, indent=1) + "\n")
+    (bench.report / "benchmark.md").write_text(markdown(measured, by_task, against, about(content)))
+    ticker.tick(1, 2, "pictures")
+    words, episodes = bench.run.vocabulary, scored_by(bench, SARM2.name)[0]
+    confused = pictures.confusion(episodes, len(words.primitives))
+    pictures.draw_confusion(confused, words, bench.report / "confusion.png")
+    pictures.draw_experts(expert_use(bench), words, bench.report / "experts.png")
+    pictures.draw_best_to_worst(episodes, words, bench.report / "curves.png")
+    ticker.tick(2, 2)
+
+
+def expert_use(bench: BenchmarkFolder) -> pictures.Floats:
+    """Mean weight of each expert on the test frames of each predicted primitive, (P, E), first seed."""
+    run = bench.run
+    heads = SARM2.heads(bench, bench.seeds[0], silent)
+    frames, texts = SARM2.frames(bench, "test"), run.texts("full")
+    primitive_T = heads.logits(frames).argmax(-1)
+    total = np.zeros((len(run.vocabulary.primitives), heads.config.value.experts))
+    with torch.inference_mode():
+        for chosen in chunks(len(frames)):
+            batch = Windows.gather(frames, *frames.slots(chosen))
+            inputs = text_inputs(texts, primitive_T[chosen], frames.task_T[chosen], run.vocabulary)
+            output = heads.value(batch.embeddings_BWCD, batch.state_BWS, batch.mask_BW, *inputs)
+            np.add.at(total, primitive_T[chosen], output.weights_BE.double().numpy())
+    return np.asarray(total / np.maximum(total.sum(axis=1, keepdims=True), 1e-9))
+
+
+def about(content: dict[str, Any]) -> str:
+    """What was trained and measured, in a paragraph."""
+    settings, data = content["settings"], content["data"]
+    plan = settings["plan"]["heads"]
+    return (
+        f"Tasks: {', '.join(settings['tasks'])}. Training seeds: "
+        f"{', '.join(map(str, settings['training_seeds']))}. Every contender learns from the same "
+        f"{data['train']['episodes']} episodes ({data['train']['frames']} frames) through the same frozen "
+        f"encoder, with the same optimiser and batches of {plan['batch']} windows, and none is tuned on its "
+        f"own: SARM2 sees {plan['stage_steps']} + {plan['value_steps']} batches (stage estimator, value "
+        f"decoder), the language model {plan['value_steps']}, a single-task model as many windows of its "
+        f"task as SARM2's two heads. Measured on {data['test']['episodes']} fresh episodes "
+        f"({data['test']['frames']} frames, {data['test']['successes']} successes)."
+    )
+
+
+def _size(bench: BenchmarkFolder, split: Split) -> dict[str, int]:
+    corpus = bench.run.corpus(split)
+    return {
+        "episodes": corpus.episodes,
+        "frames": len(corpus),
+        "successes": int(np.sum(corpus.success_N)),
+    }

@@ -1,0 +1,187 @@
+"""The benchmark on synthetic episodes, and each contender's own rules."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from rich.console import Console
+
+from models.synthetic import record_synthetic
+from models.test_train_run import in_process
+from sarm2_client.errors import Conflict
+from sarm2_models.benchmark.contenders import CONTENDERS, SARM2, OneGate, Sarm2
+from sarm2_models.benchmark.goal_frame import goal_progress
+from sarm2_models.benchmark.language_progress import MISMATCHED, mismatch
+from sarm2_models.benchmark.layout import BenchmarkFolder, load_predictions
+from sarm2_models.benchmark.measure import INTERVAL_METRICS, PROGRESS_METRICS, STAGE_METRICS
+from sarm2_models.benchmark.plan import TASKS, make_benchmark
+from sarm2_models.benchmark.run import BenchmarkRun
+from sarm2_models.benchmark.single_task import StageProgress, stage_starts, stage_targets
+from sarm2_models.config import preset
+from sarm2_models.estimate import Estimate, ratio
+from sarm2_models.train.layout import RunFolder
+from sarm2_models.train.plan import Episodes, HeadPlan, TrainPlan
+from sarm2_models.train.windows import Frames
+
+TWO = ("drawer-open", "hammer")
+FEW = Episodes(demo=2, clean_demo=1, perturbed=3, random=1)
+PLAN = TrainPlan(
+    name="test",
+    episodes={"train": FEW, "calibration": FEW, "test": FEW},
+    heads=HeadPlan(stage_steps=2, value_steps=2, batch=8),
+)
+
+
+def benchmark_run(root: Path, seeds: tuple[int, ...] = (0, 1)) -> BenchmarkRun:
+    given = make_benchmark(root, tasks=TWO).run.given
+    folder = BenchmarkFolder(RunFolder(root, PLAN, TWO, 0, given), seeds)
+    return BenchmarkRun(folder, 2, Console(quiet=True), recorder=record_synthetic, runner=in_process)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> BenchmarkFolder:
+    running = benchmark_run(tmp_path_factory.mktemp("benchmark") / "run")
+    running.start(resume=False)
+    return running.bench
+
+
+def test_every_contender_is_measured_with_value_interval_and_count(finished: BenchmarkFolder) -> None:
+    report = json.loads((finished.report / "benchmark.json").read_text())
+    assert set(report["models"]) == set(CONTENDERS)
+    named = {"sarm2", "sarm2_no_stage", "sarm2_no_multigate", "sarm2_no_anchor"}
+    assert named | {"clock", "constant", "state_only"} <= set(report["models"])
+    for name, row in report["models"].items():
+        primitives = CONTENDERS[name].names_primitives
+        expected = {*PROGRESS_METRICS, *((*STAGE_METRICS, *INTERVAL_METRICS) if primitives else ())}
+        assert set(row) == expected, name
+        assert set(row["demo_mse"]) == {"value", "low", "high", "n"}
+        assert row["demo_mse"]["low"] <= row["demo_mse"]["value"] <= row["demo_mse"]["high"]
+    assert set(report["tasks"]) == set(TWO)
+    assert report["sarm2_over"]["demo_mse"]["constant"]["value"] > 0
+    assert "sarm2" not in report["sarm2_over"]["demo_mse"]
+
+
+def test_the_report_reads_as_tables_and_pictures(finished: BenchmarkFolder) -> None:
+    text = (finished.report / "benchmark.md").read_text()
+    for name, contender in CONTENDERS.items():
+        assert f"| `{name}`: {contender.summary} |" in text
+    assert "| hammer |" in text
+    for picture in ("confusion.png", "experts.png", "curves.png"):
+        assert (finished.report / picture).read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_finished_benchmark_trains_nothing_twice_and_is_not_overwritten(finished: BenchmarkFolder) -> None:
+    def times() -> dict[Path, int]:
+        kept = finished.run.root / "contenders"
+        return {path: path.stat().st_mtime_ns for path in kept.rglob("*") if path.is_file()}
+
+    before = times()
+    benchmark_run(finished.run.root).start(resume=True)
+    assert before == times()
+    with pytest.raises(Conflict, match="--resume"):
+        benchmark_run(finished.run.root).start(resume=False)
+    with pytest.raises(Conflict, match="other settings"):
+        benchmark_run(finished.run.root, seeds=(3,)).start(resume=True)
+
+
+def test_who_learns_differs_by_seed_and_who_does_not_is_run_once(finished: BenchmarkFolder) -> None:
+    one, other = (load_predictions(finished.answers("language", seed)) for seed in finished.seeds)
+    assert not np.array_equal(one.progress_T, other.progress_T)
+    assert not finished.answers("clock", 1).exists()
+
+
+def test_all_test_episodes_are_fresh(finished: BenchmarkFolder) -> None:
+    assert finished.run.corpus("test").seed_N.min() >= 100_000
+    assert finished.run.corpus("train").seed_N.max() < 100_000
+
+
+# --- the contenders ---------------------------------------------------------------------------------
+
+
+def test_without_the_anchor_nothing_depends_on_the_first_frame(finished: BenchmarkFolder) -> None:
+    late_T = np.array([12])  # a window whose recent slots end after the first frame: 4, 8, 12 are in it
+    for contender, seen in ((CONTENDERS["sarm2_no_anchor"], False), (SARM2, True)):
+        assert isinstance(contender, Sarm2)
+        _, mask = contender.frames(finished, "test").slots(late_T)
+        assert bool(mask[0, 0]) is seen
+
+
+def test_one_gate_routes_every_group_alike() -> None:
+    config = preset("small")
+    decoder = OneGate(config).eval()
+    generator = torch.Generator().manual_seed(0)
+    shape = (4, config.window.slots)
+    inputs = (
+        torch.randn(*shape, 3, config.embedding_dim, generator=generator),
+        torch.randn(*shape, config.state_dim, generator=generator),
+        torch.ones(shape, dtype=torch.bool),
+        torch.randn(4, config.embedding_dim, generator=generator),
+        torch.randn(4, config.embedding_dim, generator=generator),
+    )
+    first, last = (decoder(*inputs, torch.full((4,), group)).progress_B for group in (0, 7))
+    torch.testing.assert_close(first, last, rtol=0, atol=0)
+
+
+def test_stage_targets_give_progress_back() -> None:
+    shares = (0.25, 0.25, 0.5)
+    progress_T = np.array([0.0, 0.2, 0.25, 0.4, 0.5, 0.75, 1.0], dtype=np.float32)
+    stage_T, within_T = stage_targets(progress_T, shares)
+    assert stage_T.tolist() == [0, 0, 1, 1, 2, 2, 2]
+    assert stage_starts(shares) == [0.0, 0.25, 0.5]
+    model = StageProgress(preset("small"), shares)
+    logits_BK = torch.nn.functional.one_hot(torch.from_numpy(stage_T), 3).float()
+    within_BK = torch.from_numpy(within_T)[:, None].expand(-1, 3)
+    np.testing.assert_allclose(model.progress(logits_BK, within_BK).numpy(), progress_T, atol=1e-6)
+
+
+def test_a_fifth_of_the_instructions_are_another_tasks_and_then_progress_is_zero() -> None:
+    task_B = np.arange(4000) % 5
+    asked_B, target_B = mismatch(np.random.default_rng(0), task_B, np.ones(4000, np.float32), 5)
+    wrong_B = asked_B != task_B
+    assert wrong_B.mean() == pytest.approx(MISMATCHED, abs=0.02)
+    np.testing.assert_array_equal(target_B, np.where(wrong_B, 0.0, 1.0))
+    alone_B, _ = mismatch(np.random.default_rng(0), np.zeros(50, np.int64), np.ones(50, np.float32), 1)
+    assert not alone_B.any()
+
+
+def test_the_goal_frame_is_progress_one_and_the_first_frame_zero() -> None:
+    embeddings_TCD = np.linspace(0, 1, 5, dtype=np.float16)[:, None, None].repeat(2, axis=2)
+    zeros = np.zeros(5, dtype=np.int64)
+    frames = Frames(
+        embeddings_TCD=embeddings_TCD,
+        state_TS=np.zeros((5, 1), np.float32),
+        progress_T=np.zeros(5, np.float32),
+        primitive_T=zeros,
+        task_T=zeros,
+        first_T=zeros,
+        last_T=np.full(5, 4),
+        weight_T=np.full(5, 0.2),
+        gap=1,
+        length=2,
+    )
+    goal = np.ones((1, 1, 2), np.float32)
+    progress_T = goal_progress(frames, goal, np.ones((1, 2), np.float32))
+    np.testing.assert_allclose(progress_T, [0, 0.25, 0.5, 0.75, 1], atol=1e-3)
+
+
+# --- estimates over seeds ---------------------------------------------------------------------------
+
+
+def test_a_mean_over_seeds_is_paired_by_episode_and_narrower_than_unpaired_noise() -> None:
+    rng = np.random.default_rng(0)
+    errors = rng.random(40)
+    one, other = (ratio([(float(e), 1.0) for e in row], 0) for row in (errors, 1.0 - errors))
+    mean = Estimate.mean([one, other])
+    assert mean.value == pytest.approx(0.5)
+    assert mean.low == pytest.approx(0.5, abs=1e-9), "what one seed gains on an episode the other loses"
+    half = ratio([(float(e) / 2, 1.0) for e in errors], 0)
+    over = half.over(one)
+    assert (over.value, over.low, over.high) == pytest.approx((0.5, 0.5, 0.5))
+
+
+def test_the_benchmark_has_ten_tasks_of_its_own() -> None:
+    assert len(set(TASKS)) == 10
