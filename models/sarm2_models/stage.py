@@ -55,11 +55,14 @@ class StageEstimator(nn.Module):
             state_BWS: float32, standardised with the training statistics.
             mask_BW: bool, True where the slot holds a frame.
         """
+        logits: Tensor = self.head(self.fused(embeddings_BWCD, state_BWS, mask_BW))[: len(mask_BW)]
+        return logits
+
+    def fused(self, embeddings_BWCD: Tensor, state_BWS: Tensor, mask_BW: Tensor) -> Tensor:
+        """The newest slot's tokens as one vector, (B or more, d): rows are padded, see `pad_rows`."""
         tokens = self.tokens(embeddings_BWCD[:, 1:], state_BWS[:, 1:])
         last_BMd = self.trunk.last_slot(tokens, mask_BW[:, 1:])
-        fused_Bd = nn.functional.relu(self.fuse(self.fuse_norm(pad_rows(last_BMd.flatten(1)))))
-        logits: Tensor = self.head(fused_Bd)[: len(mask_BW)]
-        return logits
+        return nn.functional.relu(self.fuse(self.fuse_norm(pad_rows(last_BMd.flatten(1)))))
 
     def tokens(self, embeddings_BWCD: Tensor, state_BWS: Tensor) -> Tensor:
         """Cameras, then state: (B, W, M, d)."""

@@ -23,9 +23,9 @@ from sarm2_models.train.plan import (
     planned_episodes,
     train_plan,
 )
-from sarm2_models.train.targets import TowerTargets
+from sarm2_models.train.targets import TowerTargets, stage_rests
 from sarm2_models.train.tokenizer import TEXT_LENGTH, make_tokenizer, text_corpus
-from sarm2_models.train.windows import Frames, rewound_slots
+from sarm2_models.train.windows import CHANGE_SCALE, Frames, hints_of, rewound_slots
 from sarm2_models.vocabulary import load_vocabulary
 from sarm2_models.window import window_slots
 from sarm2_rollouts.metaworld_robot import SEED_BLOCK
@@ -59,7 +59,8 @@ def frames(corpus: Corpus) -> Frames:
 @pytest.mark.parametrize("name", PLANS)
 def test_each_split_draws_its_seeds_from_a_block_of_its_own_below_the_evaluation_seeds(name: str) -> None:
     seen: set[int] = set()
-    for split, (low, high) in SEED_BLOCKS.items():
+    for split in PLANS[name].episodes:
+        low, high = SEED_BLOCKS[split]
         seeds = {episode.seed for episode in planned_episodes(PLANS[name], TASKS, split, seed=7)}
         assert all(low <= seed < high <= EVALUATION_SEEDS_FROM for seed in seeds)
         assert low % SEED_BLOCK == high % SEED_BLOCK == 0  # so that a retried episode stays inside too
@@ -145,6 +146,19 @@ def test_half_of_the_windows_come_from_demonstrations(corpus: Corpus, frames: Fr
     rollouts = frames.weight_T[hammer_T & (kind_T != KINDS.index("demo"))].sum()
     assert demos == pytest.approx(rollouts)
     assert frames.weight_T.sum() == pytest.approx(1.0)
+
+
+def test_hints_are_what_is_left_of_every_stage_and_the_change_of_progress(corpus: Corpus) -> None:
+    hints_TH = hints_of(corpus)
+    np.testing.assert_array_equal(hints_TH[:, :-1], stage_rests(corpus))
+    assert 0 <= hints_TH[:, :-1].min() <= hints_TH[:, :-1].max() <= 1
+    first, last = (
+        corpus.first_N,
+        corpus.first_N + corpus.length_N - 1,
+    )  # shorter than the stall: all of it counts
+    gained = corpus.progress_T[last] - corpus.progress_T[first]
+    np.testing.assert_allclose(hints_TH[last, -1], CHANGE_SCALE * gained, atol=1e-6)
+    np.testing.assert_array_equal(hints_TH[first, -1], 0)
 
 
 # --- targets ---------------------------------------------------------------------------------------

@@ -118,13 +118,13 @@ def _quantities(corpus: Corpus) -> dict[str, npt.NDArray[np.float32]]:
     for left, right in DIFFERENCES:
         for axis in "xyz":
             named[f"{left}-{right}_{axis}"] = column(f"{left}_{axis}") - column(f"{right}_{axis}")
-    rests_TR = _stage_rests(corpus)
+    rests_TR = stage_rests(corpus)
     named |= {name: rests_TR[:, number] for number, name in enumerate(STAGE_RESTS)}
     return named | {name: column(name) for name in SCALARS}
 
 
-def _stage_rests(corpus: Corpus) -> Float32Array:
-    """(T, len(STAGE_RESTS)); zero for stages that a task does not have."""
+def stage_rests(corpus: Corpus) -> Float32Array:
+    """What is left of every stage, (T, len(STAGE_RESTS)) in [0, 1]; zero for stages a task does not have."""
     rests_TR = np.zeros((len(corpus), len(STAGE_RESTS)), dtype=np.float32)
     for episode in range(corpus.episodes):
         frames, name = corpus.frames(episode), corpus.task_names[corpus.task_N[episode]]

@@ -19,7 +19,12 @@ import torch
 from sarm2_models.config import WindowConfig
 from sarm2_models.train.corpus import Corpus
 from sarm2_models.train.plan import KINDS
+from sarm2_models.train.targets import stage_rests
 from sarm2_models.window import BoolArray, Float16Array, Float32Array, IntArray, window_slots
+from sarm2_rollouts.labels import STALL_FRAMES
+
+CHANGE_SCALE = 5.0
+"""Brings changes of progress, mostly under .3, to the size of the other hints."""
 
 MAX_REWIND = 3
 """Frames of a window that are played backwards, at most."""
@@ -34,6 +39,8 @@ class Frames:
         task_T: task index. first_T, last_T: first and last frame of each frame's episode.
         weight_T: chance of each frame to be drawn; sums to 1.
         gap: frames between neighbouring slots. length: slots besides the anchor.
+        hints_TH: float32, privileged: what the stage estimator is also asked for in training (see
+            `hints_of`), where known.
         anchor: whether windows show the episode's first frame (an ablation masks it).
     """
 
@@ -47,6 +54,7 @@ class Frames:
     weight_T: npt.NDArray[np.float64]
     gap: int
     length: int
+    hints_TH: Float32Array | None = None
     anchor: bool = True
 
     def __len__(self) -> int:
@@ -68,6 +76,7 @@ class Frames:
             weight_T=balanced_weights(corpus),
             gap=window.gap_frames(corpus.fps),
             length=window.length,
+            hints_TH=hints_of(corpus),
         )
 
     def deviation_CD(self) -> torch.Tensor:
@@ -129,6 +138,16 @@ def rewound_slots(
     indices = np.concatenate([first, np.maximum(recent, first)], axis=1)
     mask = np.concatenate([np.ones_like(first, dtype=bool), recent >= first], axis=1)
     return indices, mask
+
+
+def hints_of(corpus: Corpus) -> Float32Array:
+    """What primitives are named by, as numbers: what is left of every stage, and the change of progress over
+    the `STALL_FRAMES` that decide about idling, times `CHANGE_SCALE`; float32 (T, H).
+    """
+    first_T = np.repeat(corpus.first_N, corpus.length_N)
+    before_T = np.maximum(np.arange(len(corpus)) - STALL_FRAMES, first_T)
+    change_T = corpus.progress_T - corpus.progress_T[before_T]
+    return np.concatenate([stage_rests(corpus), CHANGE_SCALE * change_T[:, None]], axis=1)
 
 
 def balanced_weights(corpus: Corpus) -> npt.NDArray[np.float64]:
