@@ -23,8 +23,8 @@ from sarm2_models.vocabulary import Vocabulary
 from sarm2_models.window import BoolArray, Float32Array, IntArray
 
 STATED_ERROR = 0.05
-"""At most this share of the primitives that are not marked uncertain is wrong. The value decoder believes the
-primitive it is given: with .1 single frames of a doubtful one made progress jump, and intervals were wider."""
+"""At most this share of the primitives that are not marked uncertain is wrong. The value decoder believes
+the primitive it is given: with .1, single frames of a doubtful one made progress jump."""
 COVERAGE = 0.9
 
 
