@@ -64,6 +64,14 @@ class Estimate:
         with np.errstate(divide="ignore", invalid="ignore"):
             return Estimate.of(self.value / other.value, self.samples / other.samples, self.n)
 
+    def minus(self, other: Estimate) -> Estimate:
+        """This metric less that of another model on the same episodes, paired by draw."""
+        if self.value is None or other.value is None:
+            return Estimate(None, None, None, self.n)
+        if self.samples is None or other.samples is None:
+            return Estimate(self.value - other.value, None, None, self.n)
+        return Estimate.of(self.value - other.value, self.samples - other.samples, self.n)
+
 
 def draws(count: int, seed: int) -> npt.NDArray[np.int64]:
     """Indices of `count` episodes, drawn with replacement `RESAMPLES` times: (RESAMPLES, count)."""

@@ -61,8 +61,10 @@ def test_every_contender_is_measured_with_value_interval_and_count(finished: Ben
         assert set(row["demo_mse"]) == {"value", "low", "high", "n"}
         assert row["demo_mse"]["low"] <= row["demo_mse"]["value"] <= row["demo_mse"]["high"]
     assert set(report["tasks"]) == set(TWO)
-    assert report["sarm2_over"]["demo_mse"]["constant"]["value"] > 0
-    assert "sarm2" not in report["sarm2_over"]["demo_mse"]
+    ours, constant = (report["models"][name]["demo_mse"]["value"] for name in ("sarm2", "constant"))
+    assert report["sarm2_over"]["constant"]["demo_mse"]["value"] == pytest.approx(ours / constant)
+    assert "sarm2" not in report["sarm2_over"]
+    assert set(report["sarm2_minus"]["clock"]) == {"ranking", "success_auc"}
 
 
 def test_the_report_reads_as_tables_and_pictures(finished: BenchmarkFolder) -> None:
@@ -181,6 +183,8 @@ def test_a_mean_over_seeds_is_paired_by_episode_and_narrower_than_unpaired_noise
     half = ratio([(float(e) / 2, 1.0) for e in errors], 0)
     over = half.over(one)
     assert (over.value, over.low, over.high) == pytest.approx((0.5, 0.5, 0.5))
+    nothing = one.minus(one)
+    assert (nothing.value, nothing.low, nothing.high) == (0.0, 0.0, 0.0)
 
 
 def test_the_benchmark_has_ten_tasks_of_its_own() -> None:

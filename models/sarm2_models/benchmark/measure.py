@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
-from sarm2_models.benchmark.contenders import CONTENDERS
+from sarm2_models.benchmark.contenders import CONTENDERS, SARM2
 from sarm2_models.benchmark.layout import BenchmarkFolder, load_predictions
 from sarm2_models.estimate import Estimate
 from sarm2_models.metrics import Scored, evaluate
@@ -32,8 +32,10 @@ STAGE_METRICS = (
     "ece",
 )
 INTERVAL_METRICS = ("interval_coverage", "interval_width")
-COMPARED = ("demo_mse", "rollout_mse", "ranking")
-"""What `sarm2` is set in proportion to everybody else by."""
+RATIOS = ("demo_mse", "rollout_mse")
+"""Errors: `sarm2`'s over everybody else's."""
+DIFFERENCES = ("ranking", "success_auc")
+"""Scores: `sarm2`'s less everybody else's."""
 
 Measured: TypeAlias = dict[str, dict[str, Estimate]]
 """Metric by contender."""
@@ -56,15 +58,15 @@ def measure_contenders(bench: BenchmarkFolder) -> tuple[Measured, dict[str, Meas
     return {name: _mean(bench, name, runs) for name, runs in every.items()}, by_task
 
 
-def ratios(measured: Mapping[str, Mapping[str, Estimate]]) -> dict[str, dict[str, Estimate]]:
-    """`sarm2` over each other contender, paired by episode: under 1 is a smaller error."""
-    ours = measured["sarm2"]
-    return {
-        metric: {
-            name: ours[metric].over(theirs[metric]) for name, theirs in measured.items() if name != "sarm2"
-        }
-        for metric in COMPARED
+def against(measured: Mapping[str, Mapping[str, Estimate]]) -> tuple[Measured, Measured]:
+    """`sarm2` against each other contender, paired by episode: errors over theirs, scores less theirs."""
+    ours = measured[SARM2.name]
+    others = {name: theirs for name, theirs in measured.items() if name != SARM2.name}
+    over = {n: {metric: ours[metric].over(row[metric]) for metric in RATIOS} for n, row in others.items()}
+    less = {
+        n: {metric: ours[metric].minus(row[metric]) for metric in DIFFERENCES} for n, row in others.items()
     }
+    return over, less
 
 
 def metrics_of(name: str) -> tuple[str, ...]:

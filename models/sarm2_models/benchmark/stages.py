@@ -12,7 +12,7 @@ import torch
 from sarm2_models.benchmark import pictures
 from sarm2_models.benchmark.contenders import CONTENDERS, SARM2, stage_estimator
 from sarm2_models.benchmark.layout import BenchmarkFolder, save_predictions
-from sarm2_models.benchmark.measure import measure_contenders, plain, ratios, scored_by
+from sarm2_models.benchmark.measure import against, measure_contenders, plain, scored_by
 from sarm2_models.benchmark.table import markdown
 from sarm2_models.train.heads import Windows, chunks, text_inputs
 from sarm2_models.train.jobs import Ticker
@@ -38,7 +38,7 @@ def contend(ticker: Ticker, bench: BenchmarkFolder, name: str, seed: int) -> Non
 def report(ticker: Ticker, bench: BenchmarkFolder) -> None:
     """benchmark.json, benchmark.md and the pictures of SARM2 from the first seed."""
     measured, by_task = measure_contenders(bench)
-    against = ratios(measured)
+    over, less = against(measured)
     content = {
         "settings": bench.settings(),
         "machine": {
@@ -51,11 +51,12 @@ def report(ticker: Ticker, bench: BenchmarkFolder) -> None:
         "summaries": {name: one.summary for name, one in CONTENDERS.items()},
         "models": plain(measured),
         "tasks": {task: plain(table) for task, table in by_task.items()},
-        "sarm2_over": plain(against),
+        "sarm2_over": plain(over),
+        "sarm2_minus": plain(less),
     }
     bench.report.mkdir(parents=True, exist_ok=True)
     (bench.report / "benchmark.json").write_text(json.dumps(content, indent=1) + "\n")
-    (bench.report / "benchmark.md").write_text(markdown(measured, by_task, against, about(content)))
+    (bench.report / "benchmark.md").write_text(markdown(measured, by_task, over, less, about(content)))
     ticker.tick(1, 2, "pictures")
     words, episodes = bench.run.vocabulary, scored_by(bench, SARM2.name)[0]
     confused = pictures.confusion(episodes, len(words.primitives))

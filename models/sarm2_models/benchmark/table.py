@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from sarm2_models.benchmark.contenders import CONTENDERS
+from sarm2_models.benchmark.measure import DIFFERENCES, RATIOS
 from sarm2_models.estimate import Estimate
 
 Table = Mapping[str, Mapping[str, Estimate]]
@@ -14,12 +15,11 @@ STAGES = ("primitive_accuracy", "rollout_primitive_accuracy", "segment_f1", "ece
 BY_TASK = ("demo_mse", "rollout_mse", "primitive_accuracy", "success_auc", "ranking", "drop_recall")
 
 
-def markdown(
-    measured: Table, by_task: Mapping[str, Table], ratios: Mapping[str, Mapping[str, Estimate]], about: str
-) -> str:
+def markdown(measured: Table, by_task: Mapping[str, Table], over: Table, less: Table, about: str) -> str:
     """The whole report in words and tables.
 
     Args:
+        over, less: SARM2 over, and less, each other contender.
         about: what was trained and measured, and on what machine; stands at the top.
     """
     parts = [
@@ -30,8 +30,10 @@ def markdown(
         _rows(measured, HEADLINE),
         "## Primitives and calibration",
         _rows({name: row for name, row in measured.items() if STAGES[0] in row}, STAGES),
-        "## SARM2 over each other contender, paired by episode (under 1: a smaller error)",
-        _ratio_rows(ratios),
+        "## SARM2's error over each other contender's, paired by episode (under 1: smaller)",
+        _rows(over, RATIOS),
+        "## SARM2's score less each other contender's, paired by episode (over 0: better)",
+        _rows(less, DIFFERENCES),
         "## SARM2 by task",
         _rows({task: table["sarm2"] for task, table in by_task.items()}, BY_TASK),
     ]
@@ -56,14 +58,6 @@ def _rows(table: Table, metrics: Sequence[str]) -> str:
         cells = [number(row[metric]) if metric in row else "" for metric in metrics]
         lines.append(f"| {_label(name)} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
-
-
-def _ratio_rows(ratios: Mapping[str, Mapping[str, Estimate]]) -> str:
-    turned: dict[str, dict[str, Estimate]] = {}
-    for metric, row in ratios.items():
-        for name, estimate in row.items():
-            turned.setdefault(name, {})[metric] = estimate
-    return _rows(turned, tuple(ratios))
 
 
 def _label(name: str) -> str:
