@@ -20,7 +20,6 @@ from sarm2_models.benchmark.goal_frame import goal_frames, goal_progress
 from sarm2_models.benchmark.language_progress import REWIND, LanguageProgress, mismatch
 from sarm2_models.benchmark.layout import BenchmarkFolder
 from sarm2_models.benchmark.single_task import StageProgress, stage_progress_loss, stage_targets
-from sarm2_models.calibration import Calibration
 from sarm2_models.config import RewardModelConfig
 from sarm2_models.stage import StageEstimator
 from sarm2_models.train.calibrate import Predictions, calibrate, predict
@@ -91,16 +90,13 @@ class Sarm2(Contender):
     def run(self, bench: BenchmarkFolder, seed: int, tick: Tick) -> Predictions:
         """Stage estimator, value decoder, calibration, answers."""
         run = bench.run
-        heads, texts = self.heads(bench, seed, tick), run.texts(self.variant)
-        calibration = Calibration()
-        if self.stage:
-            frames, corpus = self.frames(bench, "calibration"), run.corpus("calibration")
-            calibration = calibrate(heads, frames, corpus, texts, run.vocabulary)
-        frames = self.frames(bench, "test")
-        if self.stage:
-            return predict(heads, frames, texts, run.vocabulary, calibration)
-        null_T = np.full(len(frames), run.vocabulary.null_index)
-        return only_progress(heads.progress(frames, texts, null_T, run.vocabulary), run.vocabulary.null_index)
+        heads, texts, words = self.heads(bench, seed, tick), run.texts(self.variant), run.vocabulary
+        test = self.frames(bench, "test")
+        if not self.stage:
+            null_T = np.full(len(test), words.null_index)
+            return only_progress(heads.progress(test, texts, null_T, words), words.null_index)
+        frames, corpus = self.frames(bench, "calibration"), run.corpus("calibration")
+        return predict(heads, test, texts, words, calibrate(heads, frames, corpus, texts, words))
 
     def heads(self, bench: BenchmarkFolder, seed: int, tick: Tick) -> Heads:
         """The trained heads, from their files where they are there."""
@@ -202,7 +198,7 @@ class SingleTask(Contender):
                     logits_BK, within_BK = model(batch.embeddings_BWCD, batch.state_BWS, batch.mask_BW)
                 return stage_progress_loss(logits_BK, within_BK, stage_T[pair_B], within_T[pair_B])
 
-            save_module(path, fit(model, loss_of, value_steps(plan, "model", total, folder, seed), tick))
+            save_module(path, fit(model, loss_of, value_steps(plan, total, folder, seed), tick))
         return load_module(path, StageProgress(config, shares))
 
 
@@ -245,7 +241,7 @@ class Language(Contender):
                     said_B = model(batch.embeddings_BWCD, batch.state_BWS, batch.mask_BW, instruction_BD)
                 return torch.nn.functional.mse_loss(said_B, torch.from_numpy(target_B))
 
-            steps = value_steps(plan, "model", plan.value_steps, folder, seed)
+            steps = value_steps(plan, plan.value_steps, folder, seed)
             save_module(path, fit(model, loss_of, steps, tick))
         return load_module(path, LanguageProgress(run.config))
 
@@ -294,10 +290,10 @@ def only_progress(progress_T: Float32Array, null_index: int) -> Predictions:
     )
 
 
-def value_steps(plan: HeadPlan, name: str, total: int, folder: Path, seed: int) -> Steps:
+def value_steps(plan: HeadPlan, total: int, folder: Path, seed: int) -> Steps:
     """A baseline's training: the value decoder's optimiser, for `total` steps."""
     rate = Rate(plan.value_learning_rate, plan.value_warm_up, plan.value_weight_decay)
-    return Steps(name, total, rate, plan.ema, folder, seed)
+    return Steps("model", total, rate, plan.ema, folder, seed)
 
 
 SARM2 = Sarm2("sarm2", "SARM2", names_primitives=True)

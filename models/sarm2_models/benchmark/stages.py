@@ -17,7 +17,7 @@ from sarm2_models.benchmark.table import markdown
 from sarm2_models.train.heads import Windows, chunks, text_inputs
 from sarm2_models.train.jobs import Ticker
 from sarm2_models.train.loop import silent
-from sarm2_models.train.plan import Split
+from sarm2_models.train.stages import split_size
 from sarm2_models.train.variants import Variant, variant_config
 
 
@@ -47,7 +47,7 @@ def report(ticker: Ticker, bench: BenchmarkFolder) -> None:
             "torch": torch.__version__,
             "device": "cpu",
         },
-        "data": {split: _size(bench, split) for split in bench.run.splits},
+        "data": {split: split_size(bench.run, split) for split in bench.run.splits},
         "summaries": {name: one.summary for name, one in CONTENDERS.items()},
         "models": plain(measured),
         "tasks": {task: plain(table) for task, table in by_task.items()},
@@ -96,12 +96,3 @@ def about(content: dict[str, Any]) -> str:
         f"task as SARM2's two heads. Measured on {data['test']['episodes']} fresh episodes "
         f"({data['test']['frames']} frames, {data['test']['successes']} successes)."
     )
-
-
-def _size(bench: BenchmarkFolder, split: Split) -> dict[str, int]:
-    corpus = bench.run.corpus(split)
-    return {
-        "episodes": corpus.episodes,
-        "frames": len(corpus),
-        "successes": int(np.sum(corpus.success_N)),
-    }

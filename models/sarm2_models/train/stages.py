@@ -168,7 +168,7 @@ def report(ticker: Ticker, run: RunFolder) -> None:
         "settings": run.settings(),
         "seconds": finished_stages(run.root),
         "seed_blocks": {split: list(SEED_BLOCKS[split]) for split in run.splits},
-        "data": {split: _size(run, split) for split in run.splits},
+        "data": {split: split_size(run, split) for split in run.splits},
         "calibration": fitted.to_dict(),
         "ladder": ladder,
         "validation": measured,
@@ -183,7 +183,8 @@ def finished_stages(root: Path) -> dict[str, float]:
     return dict(json.loads(path.read_text())["finished"]) if path.exists() else {}
 
 
-def _size(run: RunFolder, split: Split) -> dict[str, int]:
+def split_size(run: RunFolder, split: Split) -> dict[str, int]:
+    """Episodes, frames and successes of a split."""
     corpus = run.corpus(split)
     return {
         "episodes": corpus.episodes,

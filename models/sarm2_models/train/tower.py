@@ -28,13 +28,12 @@ from transformers import SiglipConfig, SiglipModel
 from sarm2_models.encoder import ImageTextEncoder, round_to_half
 from sarm2_models.train.checkpoints import TrainState, load_state, save_state
 from sarm2_models.train.corpus import Corpus
-from sarm2_models.train.loop import Tick, learning_rate_factor, silent
+from sarm2_models.train.loop import CHECKPOINT_EVERY, Tick, learning_rate_factor, silent
 from sarm2_models.train.plan import TowerPlan
 from sarm2_models.train.targets import TowerTargets
 from sarm2_models.train.tokenizer import END, PAD, TEXT_LENGTH, make_tokenizer, text_corpus
 from sarm2_models.vocabulary import Vocabulary
 
-CHECKPOINT_EVERY = 200
 LOGIT_SCALE, LOGIT_BIAS = 10.0, -10.0
 """Where the sigmoid loss starts (SigLIP, arXiv 2303.15343, section 3.2)."""
 
