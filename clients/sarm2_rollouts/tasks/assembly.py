@@ -21,6 +21,7 @@ from sarm2_rollouts.experts import (
     take,
 )
 from sarm2_rollouts.simulator_state import Reading, fingers_hold
+from sarm2_rollouts.views import views_of
 
 from .quantities import TAKEN, Quantities, change, choose, grasp, lately, share_left, within
 from .spec import Rests, Rule, TaskSpec
@@ -130,4 +131,5 @@ TASK = TaskSpec(
     finish=_finish,
     lost_until=0.75,  # a ring let go over the peg still falls onto it
     in_hand=(0.01, 0.0, -0.045),
+    views=views_of((0.0, 0.65, 0.12), 0.75),
 )

@@ -8,6 +8,7 @@ import numpy as np
 
 from sarm2_rollouts.experts import HAND, OBJECT, OPEN, Action, Array, Expert, carry, move_to, take
 from sarm2_rollouts.simulator_state import Reading, fingers_hold
+from sarm2_rollouts.views import views_of
 
 from .quantities import TAKEN, Quantities, change, choose, grasp, lately, share_left, within
 from .spec import Rests, Rule, TaskSpec
@@ -108,4 +109,5 @@ TASK = TaskSpec(
     finish=_finish,
     lost_until=0.9,
     in_hand=(0.0, 0.0, -0.045),
+    views=views_of((0.0, 0.7, 0.12), 0.75, side=270.0),  # from the side, one bin hides the other
 )

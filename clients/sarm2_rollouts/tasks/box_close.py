@@ -19,6 +19,7 @@ from sarm2_rollouts.experts import (
     take,
 )
 from sarm2_rollouts.simulator_state import Reading, fingers_hold
+from sarm2_rollouts.views import views_of
 
 from .quantities import TAKEN, Quantities, change, choose, grasp, lately, share_left
 from .spec import Rests, Rule, TaskSpec
@@ -145,4 +146,5 @@ TASK = TaskSpec(
     lost_until=0.9,
     in_hand=(0.0, 0.0, -0.117),
     warm_up=12,  # the lid drops and settles
+    views=views_of((0.0, 0.65, 0.12), 0.75),
 )

@@ -8,6 +8,7 @@ import numpy as np
 
 from sarm2_rollouts.experts import CLOSE, HAND, OBJECT, Action, Array, Expert, descend
 from sarm2_rollouts.simulator_state import Reading, fingers_touch
+from sarm2_rollouts.views import views_of
 
 from .quantities import Quantities, change, choose, share_left
 from .spec import Rests, Rule, TaskSpec
@@ -83,4 +84,5 @@ TASK = TaskSpec(
     finish=_finish,
     regress="push_back",
     undo=(0.0, 0.0, 0.9),  # the hand lifts off, and the button springs back
+    views=views_of((0.0, 0.7, 0.22), 0.95),  # the hand begins high above
 )

@@ -8,6 +8,7 @@ import numpy as np
 
 from sarm2_rollouts.experts import CLOSE, GOAL, HAND, OBJECT, Action, Array, Expert, around, descend, move_to
 from sarm2_rollouts.simulator_state import Reading, fingers_touch
+from sarm2_rollouts.views import views_of
 
 from .quantities import Quantities, change, choose, lowered, share_left
 from .spec import Rests, Rule, TaskSpec
@@ -124,4 +125,5 @@ TASK = TaskSpec(
     finish=_finish,
     regress="push_back",
     undo=(0.5, 0.8, 0.0),
+    views=views_of((-0.1, 0.58, 0.14), 1.0, corner=135.0),  # from behind, the safe hides its door
 )

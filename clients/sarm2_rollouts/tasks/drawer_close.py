@@ -8,8 +8,9 @@ import numpy as np
 
 from sarm2_rollouts.experts import HAND, OBJECT, OPEN, Action, Array, Expert, move_to, straddle
 from sarm2_rollouts.simulator_state import Reading, fingers_touch
+from sarm2_rollouts.views import views_of
 
-from .quantities import Quantities, astride, change, choose, share_left
+from .quantities import Quantities, astride, change, choose, latched, share_left
 from .spec import Rests, Rule, TaskSpec
 
 OPENED = 0.15
@@ -42,8 +43,8 @@ def _rests(q: Quantities, first: Quantities) -> Rests:
 def _rules(q: Quantities, rests: Rests) -> Rule:
     done_T = q["joint"] >= 1.0
     near_T = q.aside("tool", "object") < 0.06
-    # Behind a drawer that has gone in a little, fingers that ride up have not let go of it.
-    low_T = q["tool_z"] < LOW + np.where(q["joint"] > 0.05, 0.04, 0.02)
+    # Fingers that ride up behind the drawer have not let go of it.
+    behind_T = latched(near_T & (q["tool_z"] < LOW + 0.02), near_T & (q["tool_z"] < LOW + 0.04))
     moved_T = change(q["joint"], 3)
     opening_T = moved_T < -0.04
     return choose(
@@ -51,7 +52,7 @@ def _rules(q: Quantities, rests: Rests) -> Rule:
         ("pull", opening_T),
         ("retract", done_T & (q["tool_z"] > LOW + 0.02)),
         ("push", done_T),
-        ("push", (near_T & low_T) | (moved_T > 0.04)),
+        ("push", behind_T | (moved_T > 0.04)),
         ("lower", q.aside("tool", "object") < 0.04),
         ("reach", None),
     ), ~(opening_T | done_T)
@@ -96,4 +97,5 @@ TASK = TaskSpec(
     regress="push_back",
     undo=(0.0, -0.9, 0.0),
     start=(0.0, 0.48, 0.27),  # the simulator's own has a finger in the drawer's front and flings it shut
+    views=views_of((0.0, 0.64, 0.12), 0.85, corner=135.0),  # from behind, the drawer hides its handle
 )

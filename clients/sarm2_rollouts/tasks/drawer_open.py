@@ -8,7 +8,7 @@ import numpy as np
 
 from sarm2_rollouts.experts import HAND, OBJECT, OPEN, Action, Array, Expert, move_to
 from sarm2_rollouts.simulator_state import Reading, fingers_touch
-from sarm2_rollouts.views import VIEWS, View
+from sarm2_rollouts.views import views_of
 
 from .quantities import Quantities, change, choose, share_left
 from .spec import Rests, Rule, TaskSpec
@@ -105,6 +105,5 @@ TASK = TaskSpec(
     finish=_finish,
     regress="push_back",
     undo=(0.0, 0.9, 0.0),
-    # From behind, the cabinet hides the handle.
-    views={**VIEWS, "corner": View((0.0, 0.68, 0.12), 0.95, 135.0, -30.0)},
+    views=views_of((0.0, 0.68, 0.12), 0.95, corner=135.0),  # from behind, the drawer hides its handle
 )

@@ -19,6 +19,7 @@ from sarm2_rollouts.experts import (
     move_to,
 )
 from sarm2_rollouts.simulator_state import Reading, fingers_touch
+from sarm2_rollouts.views import views_of
 
 from .quantities import Quantities, change, choose, lowered, share_left
 from .spec import Rests, Rule, TaskSpec
@@ -137,4 +138,5 @@ TASK = TaskSpec(
     expert=_expert,
     finish=_finish,
     regress=None,  # the fingers stand behind the handle: they can let it be but not draw it back
+    views=views_of((0.0, 0.62, 0.12), 0.85),
 )

@@ -8,9 +8,9 @@ import numpy as np
 
 from sarm2_rollouts.experts import HAND, OBJECT, OPEN, Action, Array, Expert, from_metaworld, move_to
 from sarm2_rollouts.simulator_state import Reading, fingers_hold
-from sarm2_rollouts.views import VIEWS, View
+from sarm2_rollouts.views import views_of
 
-from .quantities import TAKEN, Quantities, change, choose, grasp, lately, share_left
+from .quantities import TAKEN, Quantities, change, choose, grasp, latched, lately, share_left
 from .spec import Rests, Rule, TaskSpec
 
 HANDLE_REACH = 0.05
@@ -85,13 +85,14 @@ def _rules(q: Quantities, rests: Rests) -> Rule:
     lost_T = lately(held_T, 4) & ~held_T & (q["gripper"] > 0.6)
     gap_T, off_T = _gap(q), _off_axis(q)
     # A nail that goes in is being struck, however badly; a hammer off its axis is being lifted, even there.
+    raised_T = latched(held_T & (off_T < OFF_AXIS), held_T & (off_T < 2 * OFF_AXIS))
     driven_T = change(q["joint"], 3) > 0.04
     return choose(
         len(held_T),
         ("retract", done_T & (gap_T > 0.015)),
         ("strike", done_T),
         ("strike", driven_T | (held_T & (gap_T < 0.015) & (off_T < OFF_AXIS))),
-        ("lift", held_T & (off_T > OFF_AXIS)),
+        ("lift", held_T & ~raised_T),
         ("transport", held_T),
         ("release", lost_T),
         ("grasp", q["reach_distance"] < 0.06),
@@ -143,9 +144,5 @@ TASK = TaskSpec(
     in_hand=(0.03, 0.0, -0.04),
     warm_up=15,  # the hammer drops a centimetre and settles
     # The box hides the nail from behind, and the hand hides the hammer's head from its other side.
-    views={
-        **VIEWS,
-        "corner": View((0.0, 0.68, 0.12), 0.95, 135.0, -30.0),
-        "side": View((0.0, 0.65, 0.12), 0.95, 180.0, -20.0),
-    },
+    views=views_of((0.05, 0.68, 0.12), 0.85, corner=135.0, side=180.0),
 )

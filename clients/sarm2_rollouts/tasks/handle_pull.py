@@ -8,6 +8,7 @@ import numpy as np
 
 from sarm2_rollouts.experts import CLOSE, HAND, OBJECT, OPEN, Action, Array, Expert, descend, move_to
 from sarm2_rollouts.simulator_state import Reading, fingers_touch
+from sarm2_rollouts.views import views_of
 
 from .quantities import TAKEN, Quantities, change, choose, grasp, lately, share_left
 from .spec import Rests, Rule, TaskSpec
@@ -104,4 +105,5 @@ TASK = TaskSpec(
     finish=_finish,
     regress="push_back",
     undo=(0.0, 0.0, -0.9),
+    views=views_of((0.0, 0.62, 0.12), 0.7, corner=135.0),  # from behind, the box hides its handle
 )

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from sarm2_rollouts.experts import CLOSE, GOAL, HAND, OBJECT, Action, Array, Expert, move_to, straddle
 from sarm2_rollouts.simulator_state import Reading, fingers_touch
-from sarm2_rollouts.views import VIEWS
+from sarm2_rollouts.views import views_of
 
 from .quantities import Quantities, change, choose, lately, share_left
 from .spec import Rests, Rule, TaskSpec
@@ -126,5 +125,6 @@ TASK = TaskSpec(
     expert=_expert,
     finish=_finish,
     in_hand=(-DEEP, 0.0, -0.045),
-    views={**VIEWS, "side": replace(VIEWS["side"], azimuth=180.0)},  # the wall hides the plug from the left
+    # The wall hides the plug from the left.
+    views=views_of((-0.08, 0.63, 0.12), 0.75, corner=135.0, side=270.0),
 )

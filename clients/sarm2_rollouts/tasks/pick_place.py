@@ -19,7 +19,7 @@ from sarm2_rollouts.experts import (
     move_to,
 )
 from sarm2_rollouts.simulator_state import Reading
-from sarm2_rollouts.views import VIEWS, View
+from sarm2_rollouts.views import views_of
 
 from .quantities import TAKEN, Quantities, choose, grasp, lately, share_left
 from .spec import Rests, Rule, TaskSpec
@@ -102,10 +102,5 @@ TASK = TaskSpec(
     expert=_expert,
     finish=_finish,
     in_hand=(0.0, 0.0, -0.045),
-    # The puck and the marker of its goal are small: look from nearer by.
-    views={
-        **VIEWS,
-        "corner": View((0.0, 0.7, 0.14), 0.75, 225.0, -30.0),
-        "side": View((0.0, 0.7, 0.14), 0.75, 0.0, -20.0),
-    },
+    views=views_of((0.0, 0.7, 0.14), 0.75),  # the ball and the goal are small
 )

@@ -112,6 +112,20 @@ def lately(flag_T: Flags, frames: int) -> Flags:
     return np.asarray(np.any([row[: len(flag_T)] for row in shifted], axis=0))
 
 
+def latched(on_T: Flags, keep_T: Flags) -> Flags:
+    """A flag that goes up where `on_T` holds and stays up for as long as `keep_T` does.
+
+    Shaking hands cross a single border back and forth, and what is named by it flickers: give the way back a
+    border of its own.
+    """
+    up_T = np.zeros(len(on_T), dtype=bool)
+    up = False
+    for t in range(len(on_T)):
+        up = bool(on_T[t] or (up and keep_T[t]))
+        up_T[t] = up
+    return up_T
+
+
 def change(value_T: Array, frames: int) -> Array:
     """value(t) - value(t - frames); before the start the first value stands."""
     earlier_T = np.concatenate([np.full(frames, value_T[0]), value_T])[: len(value_T)]

@@ -8,8 +8,9 @@ import numpy as np
 
 from sarm2_rollouts.experts import GOAL, HAND, OBJECT, OPEN, Action, Array, Expert, move_to, straddle
 from sarm2_rollouts.simulator_state import Reading, colliding
+from sarm2_rollouts.views import views_of
 
-from .quantities import Quantities, astride, change, choose, share_left
+from .quantities import Quantities, astride, change, choose, latched, share_left
 from .spec import Rests, Rule, TaskSpec
 
 RADIUS_AT_GOAL = 0.05
@@ -38,14 +39,16 @@ def _rests(q: Quantities, first: Quantities) -> Rests:
 def _rules(q: Quantities, rests: Rests) -> Rule:
     done_T = q["success"] > 0.5
     near_T = q.aside("tool", "object") < 0.06
+    astride_T = latched(near_T & (q["tool_z"] < LOW + 0.02), near_T & (q["tool_z"] < LOW + 0.04))
+    above_T = latched(q.aside("tool", "object") < 0.035, q.aside("tool", "object") < 0.05)
     back_T = change(q.aside("object", "goal"), 3) > 0.015
     return choose(
         len(done_T),
         ("retract", done_T & (q["tool_z"] > LOW + 0.03)),
         ("sweep", done_T),
         ("pull", back_T),
-        ("sweep", near_T & (q["tool_z"] < LOW + 0.02)),
-        ("lower", q.aside("tool", "object") < 0.035),
+        ("sweep", astride_T),
+        ("lower", above_T),
         ("reach", None),
     ), ~(back_T | done_T)
 
@@ -82,7 +85,7 @@ TASK = TaskSpec(
     name="sweep-into",
     env_name="sweep-into-v3",
     instruction="sweep the wooden block into the hole in the table",
-    stages={"reach": 0.15, "lower": 0.32, "sweep": 0.53},
+    stages={"reach": 0.13, "lower": 0.32, "sweep": 0.55},
     primitives=("reach", "lower", "sweep", "pull", "retract"),
     read=_read,
     rests=_rests,
@@ -91,4 +94,5 @@ TASK = TaskSpec(
     finish=_finish,
     regress="push_back",
     undo=(0.0, -0.9, 0.0),
+    views=views_of((0.0, 0.7, 0.08), 0.7),  # the block has the table's colour
 )

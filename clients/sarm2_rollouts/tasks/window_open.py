@@ -8,8 +8,9 @@ import numpy as np
 
 from sarm2_rollouts.experts import CLOSE, HAND, OBJECT, Action, Array, Expert, move_to
 from sarm2_rollouts.simulator_state import Reading, fingers_touch
+from sarm2_rollouts.views import views_of
 
-from .quantities import Quantities, change, choose, share_left
+from .quantities import Quantities, change, choose, latched, share_left
 from .spec import Rests, Rule, TaskSpec
 
 DONE = 0.19
@@ -56,10 +57,11 @@ def _rules(q: Quantities, rests: Rests) -> Rule:
     done_T = q["joint"] >= 1.0
     moved_T = change(q["joint"], 3)
     closing_T = moved_T < -0.04
+    at_bar_T = latched(q["reach_distance"] < 0.04, q["reach_distance"] < 0.06)
     return choose(
         len(done_T),
         ("retract", done_T & (q["reach_distance"] > 0.06)),
-        ("slide", done_T | closing_T | (moved_T > 0.04) | (q["reach_distance"] < 0.04)),
+        ("slide", done_T | closing_T | (moved_T > 0.04) | at_bar_T),
         ("reach", None),
     ), ~(closing_T | done_T)
 
@@ -120,4 +122,6 @@ TASK = TaskSpec(
     regress="push_back",
     undo=_close,
     in_hand=(0.02, 0.0, -0.045),
+    # From behind and from the side, the window's frame stands before the handle.
+    views=views_of((0.0, 0.68, 0.14), 0.85, corner=135.0, side=45.0),
 )

@@ -150,6 +150,7 @@ def train_value(
         pair_B, rewind_B, half_B = frames.draw_pairs(rng, plan.batch // 2, plan.rewind)
         batch = Windows.gather(frames, *frames.slots(pair_B, rewind_B))
         batch = batch.blurred(plan.noise, deviation_CD)
+        task_B, wrong_B = other_instructions(rng, frames.task_T[half_B], len(texts.instructions_ND), plan)
         primitive_B = np.tile(
             route(rng, frames.primitive_T[half_B], predicted_T[half_B], vocabulary, plan), 2
         )
@@ -158,9 +159,9 @@ def train_value(
                 batch.embeddings_BWCD,
                 batch.state_BWS,
                 batch.mask_BW,
-                *text_inputs(texts, primitive_B, frames.task_T[pair_B], vocabulary),
+                *text_inputs(texts, primitive_B, np.tile(task_B, 2), vocabulary),
             )
-        target_B = torch.from_numpy(frames.progress_T[pair_B])
+        target_B = torch.from_numpy(np.where(np.tile(wrong_B, 2), np.float32(0), frames.progress_T[pair_B]))
         loss = value_loss(output, target_B, config=config.value).total
         change_B = (output.progress_B - target_B).view(2, -1)
         total: Tensor = loss + plan.smooth * (change_B[1] - change_B[0]).square().mean()
@@ -178,6 +179,20 @@ def route(
     use_predicted_B = rng.random(len(true_B)) < plan.predicted
     chosen_B = np.where(use_predicted_B, predicted_B, true_B)
     return np.where(rng.random(len(true_B)) < plan.fallback, vocabulary.null_index, chosen_B)
+
+
+def other_instructions(
+    rng: np.random.Generator, task_B: IntArray, tasks: int, plan: HeadPlan
+) -> tuple[IntArray, BoolArray]:
+    """The task whose instruction each window is given, and where that is not its own.
+
+    Whatever is done well that was not asked for is no progress. ReWiND (arXiv 2505.10911) trains so too.
+    """
+    if tasks < 2:
+        return task_B, np.zeros(len(task_B), dtype=bool)
+    wrong_B = rng.random(len(task_B)) < plan.wrong_instruction
+    other_B = (task_B + rng.integers(1, tasks, len(task_B))) % tasks
+    return np.where(wrong_B, other_B, task_B), wrong_B
 
 
 def text_inputs(

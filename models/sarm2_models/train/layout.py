@@ -176,6 +176,6 @@ def make_run(
         NotFound: an unknown preset, or no encoder there.
         InvalidInput: the encoder is a model of another kind.
     """
-    plan = train_plan(plan_name)
+    plan = train_plan(plan_name).for_tasks(len(tasks))
     source = encoder or plan.default_encoder
     return RunFolder(root, plan, tasks, seed, GivenEncoder.of(source) if source else None)

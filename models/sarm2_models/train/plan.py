@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from types import MappingProxyType
 from typing import Any, Literal, TypeAlias
 
@@ -33,6 +33,9 @@ SEED_BLOCKS: MappingProxyType[Split, tuple[int, int]] = MappingProxyType(
 )
 """First seed and end of each split's block. A training run has no `test`: that is a benchmark's."""
 
+FEW_TASKS = 3
+"""A plan's steps are enough for this many tasks."""
+
 KINDS: tuple[EpisodeKind, ...] = ("demo", "clean_demo", "perturbed", "random")
 
 
@@ -55,7 +58,8 @@ class Episodes:
 class TowerPlan:
     """The image tower: a SigLIP vision Transformer of `layers` x `dim`, with a small text side.
 
-    `steps` of `batch` pictures, AdamW with warm-up and a cosine to zero. `classify` (task and primitive
+    `steps` of `batch` pictures, AdamW with warm-up and a cosine to zero; each task beyond `FEW_TASKS` adds a
+    share `growth` of the steps (what tasks have in common is learnt once). `classify` (task and primitive
     alike), `dense` and `text` weigh the terms of `tower.tower_loss` beside the regression. Small batches
     learn more from as many pictures (500 steps of 64 leave an error of .316 on held-out ones, 1000 of 32 one
     of .287), and two cores do fewer of them a second (465 against 380).
@@ -71,6 +75,7 @@ class TowerPlan:
     layers: int = 4
     attention_heads: int = 3
     text_layers: int = 1
+    growth: float = 0.0
     classify: float = 0.2
     dense: float = 0.3
     text: float = 0.1
@@ -86,8 +91,10 @@ class HeadPlan:
         fallback: share of value windows that go through the `other` gate with the null text.
         smooth: weight of the squared error of the *change* of progress from one frame to the next.
         hints: weight of the squared error of `windows.hints_of` in the stage estimator's loss.
+        wrong_instruction: share of value windows that are given another task's instruction: progress 0.
         noise: standard deviation of the noise on inputs, in standard deviations of each input.
         ema: decay of the running mean of the weights, which is what is kept.
+        growth: share of the steps that each task beyond `FEW_TASKS` adds.
         stage_warm_up, value_warm_up: share of the steps in which the learning rate rises.
     """
 
@@ -105,8 +112,10 @@ class HeadPlan:
     fallback: float = 0.1
     smooth: float = 1.0
     hints: float = 1.0
+    wrong_instruction: float = 0.05
     noise: float = 0.1
     ema: float = 0.99
+    growth: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -126,6 +135,20 @@ class TrainPlan:
     tower: TowerPlan = field(default_factory=TowerPlan)
     heads: HeadPlan = field(default_factory=HeadPlan)
 
+    def for_tasks(self, count: int) -> TrainPlan:
+        """The plan with as many steps as `count` tasks need."""
+        more = max(0, count - FEW_TASKS)
+        tower, heads = 1.0 + more * self.tower.growth, 1.0 + more * self.heads.growth
+        return replace(
+            self,
+            tower=replace(self.tower, steps=round(self.tower.steps * tower)),
+            heads=replace(
+                self.heads,
+                stage_steps=round(self.heads.stage_steps * heads),
+                value_steps=round(self.heads.value_steps * heads),
+            ),
+        )
+
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON-able data."""
         return asdict(self)
@@ -138,7 +161,12 @@ _EPISODES: dict[Split, Episodes] = {
 }
 PLANS: MappingProxyType[str, TrainPlan] = MappingProxyType(
     {
-        "small": TrainPlan(name="small", episodes=_EPISODES),
+        "small": TrainPlan(
+            name="small",
+            episodes=_EPISODES,
+            tower=TowerPlan(growth=0.22),
+            heads=HeadPlan(growth=0.11),
+        ),
         "published": TrainPlan(
             name="published",
             episodes=_EPISODES,
