@@ -11,7 +11,7 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-EpisodeKind: TypeAlias = Literal["demo", "clean_demo", "perturbed", "random", "unknown"]
+EpisodeKind: TypeAlias = Literal["demo", "clean_demo", "perturbed", "random", "policy", "unknown"]
 """`clean_demo`: the expert alone. `demo`: uneven, successful. `perturbed`: drops, freezes, failures, ..."""
 
 

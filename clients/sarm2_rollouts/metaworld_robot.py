@@ -18,15 +18,15 @@ import numpy as np
 import numpy.typing as npt
 
 from sarm2_client.errors import InvalidInput
-from sarm2_client.images import encode_jpeg
 
 from .cameras import prepare_display
 from .episode import Episode, EpisodeKind
 from .experts import HAND
-from .labels import find_falls, progress_of, segments_of
+from .labels import find_falls, progress_of
 from .perturbations import Driver, Script, write_script
 from .simulator import Machine, Snapshot, borrow, give_back, load_state, save_state
 from .simulator_state import SIMULATOR_NAMES, read_simulator
+from .take import Take
 from .tasks import (
     ACTION_NAMES,
     CAMERAS,
@@ -228,27 +228,35 @@ def run_episode(
     )
 
 
+def make_planned(entry: EpisodePlan) -> Episode:
+    """The scripted episode of a plan's entry."""
+    return run_episode(entry.task_name, entry.kind, entry.seed)
+
+
 def iterate_episodes(
-    plan: Iterable[EpisodePlan], workers: int = 2, *, image_size: int = IMAGE_SIZE
+    plan: Iterable[EpisodePlan],
+    workers: int = 2,
+    *,
+    make: Callable[[EpisodePlan], Episode] = make_planned,
 ) -> Iterator[Episode]:
     """Make the episodes of a plan in its order, in `workers` processes (0: in this one).
+
+    Args:
+        make: what makes one, in a worker process and so picklable; `run_episode` by default.
 
     At most 3 episodes a worker are waiting at any time, so memory stays bounded. Leaving the loop early
     stops the workers.
     """
     plans = iter(plan)
     if workers <= 0:
-        for entry in plans:
-            yield run_episode(entry.task_name, entry.kind, entry.seed, image_size=image_size)
+        yield from map(make, plans)
         return
     context = multiprocessing.get_context("spawn")
     pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker)
     pending: deque[Future[Episode]] = deque()
     try:
         for entry in plans:
-            pending.append(
-                pool.submit(run_episode, entry.task_name, entry.kind, entry.seed, image_size=image_size)
-            )
+            pending.append(pool.submit(make, entry))
             if len(pending) >= 3 * workers:
                 yield pending.popleft().result()
         while pending:
@@ -282,15 +290,12 @@ class _Run:
         rng = np.random.default_rng([plan.seed, attempt, *key])
         self._simulator_seed = plan.seed if attempt == 0 else _seed_nearby(plan.seed, rng)
         script = write_script(plan.kind, spec, rng)
-        self._images: dict[str, list[bytes]] = {camera: [] for camera in CAMERAS} if image_size else {}
-        self._states: list[npt.NDArray[np.float32]] = []
-        self._actions: list[npt.NDArray[np.float32]] = []
-        self._simulator: list[npt.NDArray[np.float32]] = []
+        self._take = Take(plan.task_name, pictures=image_size > 0)
         with MetaWorldRobot(
             plan.task_name, self._simulator_seed, image_size or 1, render=image_size > 0
         ) as robot:
             self._drive(robot, script, rng)
-        self.success = bool(self._simulator[-1][SIMULATOR_NAMES.index("success")])
+        self.success = self._take.success
 
     def _drive(self, robot: MetaWorldRobot, script: Script, rng: np.random.Generator) -> None:
         now = robot.observe()
@@ -301,7 +306,7 @@ class _Run:
         while not (self._driver.finished and step % CONTROL_STEPS_PER_FRAME == 0):
             progress_1 = progress_of(self._plan.task_name, now.simulator_K[None], first_K=first_K)
             action = self._driver.act(now.expert_39, float(progress_1[0]))
-            self._actions.append(action)
+            self._take.control(action)
             robot.step(action)
             step += 1
             frame = step % CONTROL_STEPS_PER_FRAME == 0
@@ -310,43 +315,16 @@ class _Run:
                 self._keep(now, robot)
 
     def _keep(self, now: Observation, robot: MetaWorldRobot) -> None:
-        for camera, image in now.images.items():
-            self._images[camera].append(encode_jpeg(image))
-        self._states.append(now.state_S)
-        self._simulator.append(now.simulator_K)
+        self._take.frame(now.images, now.state_S, now.simulator_K)
         if self._watch is not None:
             self._watch(robot)
 
     def episode(self) -> Episode:
         """The episode with its labels."""
-        plan = self._plan
-        simulator_TK = np.stack(self._simulator)
-        progress_T = progress_of(plan.task_name, simulator_TK)
-        return Episode(
-            task=task_spec(plan.task_name).instruction,
-            fps=FPS,
-            images=self._images,
-            state_TS=np.stack(self._states),
-            kind=plan.kind,
-            success=self.success,
-            seed=plan.seed,
-            task_name=plan.task_name,
-            progress_T=progress_T,
-            segments=segments_of(plan.task_name, simulator_TK, progress_T),
-            action_TA=self._frame_actions(),
-            action_names=ACTION_NAMES,
-            simulator_TK=simulator_TK,
-            simulator_names=SIMULATOR_NAMES,
-            info=self._info(progress_T),
-        )
+        return self._take.episode(self._plan.kind, self._plan.seed, self._info())
 
-    def _frame_actions(self) -> npt.NDArray[np.float32]:
-        """The mean of each frame's control steps; the last frame would stand still with the same effort."""
-        steps_N2A = np.stack(self._actions).reshape(-1, CONTROL_STEPS_PER_FRAME, len(ACTION_NAMES))
-        still = np.append(STILL[:3], self._actions[-1][3])
-        return np.concatenate([steps_N2A.mean(axis=1), still[None]]).astype(np.float32)
-
-    def _info(self, progress_T: npt.NDArray[np.float32]) -> dict[str, Any]:
+    def _info(self) -> dict[str, Any]:
+        progress_T = self._take.progress_T
         mishaps = [
             {
                 "mishap": event["mishap"],

@@ -16,10 +16,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sarm2_models.benchmark.exams import Exam, exam_frames
 from sarm2_models.benchmark.goal_frame import goal_frames, goal_progress
 from sarm2_models.benchmark.language_progress import REWIND, LanguageProgress, mismatch
 from sarm2_models.benchmark.layout import BenchmarkFolder
 from sarm2_models.benchmark.single_task import StageProgress, stage_progress_loss, stage_targets
+from sarm2_models.calibration import Calibration
 from sarm2_models.config import RewardModelConfig
 from sarm2_models.stage import StageEstimator
 from sarm2_models.train.calibrate import Predictions, calibrate, predict
@@ -50,8 +52,8 @@ class Contender(ABC):
     names_primitives: bool = False
 
     @abstractmethod
-    def run(self, bench: BenchmarkFolder, seed: int, tick: Tick) -> Predictions:
-        """Train from `seed` what is not trained yet, and say something of every test frame."""
+    def answer(self, bench: BenchmarkFolder, seed: int, exam: Exam, tick: Tick) -> Predictions:
+        """Train from `seed` what is not trained yet, and say something of every frame of an exam."""
 
 
 class OneGate(ValueDecoder):
@@ -87,16 +89,19 @@ class Sarm2(Contender):
     multigate: bool = True
     anchor: bool = True
 
-    def run(self, bench: BenchmarkFolder, seed: int, tick: Tick) -> Predictions:
+    def answer(self, bench: BenchmarkFolder, seed: int, exam: Exam, tick: Tick) -> Predictions:
         """Stage estimator, value decoder, calibration, answers."""
-        run = bench.run
-        heads, texts, words = self.heads(bench, seed, tick), run.texts(self.variant), run.vocabulary
-        test = self.frames(bench, "test")
+        frames = replace(exam_frames(bench, self.variant, exam), anchor=self.anchor)
+        heads, texts, words = self.heads(bench, seed, tick), bench.run.texts(self.variant), bench.run.vocabulary
         if not self.stage:
-            null_T = np.full(len(test), words.null_index)
-            return only_progress(heads.progress(test, texts, null_T, words), words.null_index)
-        frames, corpus = self.frames(bench, "calibration"), run.corpus("calibration")
-        return predict(heads, test, texts, words, calibrate(heads, frames, corpus, texts, words))
+            null_T = np.full(len(frames), words.null_index)
+            return only_progress(heads.progress(frames, texts, null_T, words), words.null_index)
+        return predict(heads, frames, texts, words, self.calibration(bench, heads))
+
+    def calibration(self, bench: BenchmarkFolder, heads: Heads) -> Calibration:
+        """Fitted on the calibration episodes."""
+        run, frames = bench.run, self.frames(bench, "calibration")
+        return calibrate(heads, frames, run.corpus("calibration"), run.texts(self.variant), run.vocabulary)
 
     def heads(self, bench: BenchmarkFolder, seed: int, tick: Tick) -> Heads:
         """The trained heads, from their files where they are there."""
@@ -148,10 +153,10 @@ class SingleTask(Contender):
 
     cameras: tuple[str, ...] | None = None
 
-    def run(self, bench: BenchmarkFolder, seed: int, tick: Tick) -> Predictions:
+    def answer(self, bench: BenchmarkFolder, seed: int, exam: Exam, tick: Tick) -> Predictions:
         """One model a task, then the answers of each on its own task."""
         run = bench.run
-        config, frames = self._seen(bench, "test")
+        config, frames = self._seen(bench, exam_frames(bench, "full", exam))
         progress_T = np.zeros(len(frames), dtype=np.float32)
         for task, name in enumerate(run.tasks):
             model = self._model(bench, config, task, seed, tick)
@@ -164,8 +169,8 @@ class SingleTask(Contender):
             tick(task + 1, len(run.tasks), name)
         return only_progress(progress_T, run.vocabulary.null_index)
 
-    def _seen(self, bench: BenchmarkFolder, split: Split) -> tuple[RewardModelConfig, Frames]:
-        frames, config = bench.run.frames("full", split), bench.run.config
+    def _seen(self, bench: BenchmarkFolder, frames: Frames) -> tuple[RewardModelConfig, Frames]:
+        config = bench.run.config
         if self.cameras is None:
             return config, frames
         places = [config.cameras.index(camera) for camera in self.cameras]
@@ -180,7 +185,7 @@ class SingleTask(Contender):
         folder = bench.contender(self.name, seed) / run.tasks[task]
         path = folder / "model.safetensors"
         if not path.exists():
-            _, frames = self._seen(bench, "train")
+            _, frames = self._seen(bench, run.frames("full", "train"))
             torch.manual_seed(seed + 2)
             model = StageProgress(config, shares)
             model.window.embedding_statistics.fit(torch.from_numpy(frames.embeddings_TCD))
@@ -206,10 +211,10 @@ class SingleTask(Contender):
 class Language(Contender):
     """ReWiND's form: no stages; rewound windows and mismatched instructions. As many windows as SARM2's."""
 
-    def run(self, bench: BenchmarkFolder, seed: int, tick: Tick) -> Predictions:
+    def answer(self, bench: BenchmarkFolder, seed: int, exam: Exam, tick: Tick) -> Predictions:
         """Train and answer."""
         run, texts = bench.run, bench.run.texts("full")
-        model, frames = self.model(bench, texts, seed, tick), bench.run.frames("full", "test")
+        model, frames = self.model(bench, texts, seed, tick), exam_frames(bench, "full", exam)
         parts = []
         with torch.inference_mode():
             for chosen in chunks(len(frames)):
@@ -250,11 +255,13 @@ class Language(Contender):
 class GoalFrame(Contender):
     """How near the picture is to the goal frame."""
 
-    def run(self, bench: BenchmarkFolder, seed: int, tick: Tick) -> Predictions:
+    def answer(self, bench: BenchmarkFolder, seed: int, exam: Exam, tick: Tick) -> Predictions:
         """Nothing is learned but the mean goal."""
-        train, test = (bench.run.frames("full", split) for split in ("train", "test"))
+        train = bench.run.frames("full", "train")
         goals = goal_frames(bench.run.corpus("train"), train)
-        progress_T = goal_progress(test, goals, train.deviation_CD().numpy())
+        progress_T = goal_progress(
+            exam_frames(bench, "full", exam), goals, train.deviation_CD().numpy()
+        )
         return only_progress(progress_T, bench.run.vocabulary.null_index)
 
 
@@ -264,15 +271,15 @@ class Blind(Contender):
 
     ticks: bool = True
 
-    def run(self, bench: BenchmarkFolder, seed: int, tick: Tick) -> Predictions:
+    def answer(self, bench: BenchmarkFolder, seed: int, exam: Exam, tick: Tick) -> Predictions:
         """Time over the mean time of a training demonstration, or 0.5."""
-        corpus = bench.run.corpus("test")
-        means = mean_demo_frames(bench.run.corpus("train"))
+        frames, corpus = exam_frames(bench, "state_only", exam), bench.run.corpus("train")
+        means = mean_demo_frames(corpus)
         curves = [
-            clock(int(count), means[corpus.instructions[int(task)]])
+            clock(int(last - first + 1), means[corpus.instructions[int(frames.task_T[first])]])
             if self.ticks
-            else np.full(int(count), CONSTANT, dtype=np.float32)
-            for count, task in zip(corpus.length_N, corpus.task_N, strict=True)
+            else np.full(int(last - first + 1), CONSTANT, dtype=np.float32)
+            for first, last in np.unique(np.stack([frames.first_T, frames.last_T], axis=1), axis=0)
         ]
         return only_progress(np.concatenate(curves), bench.run.vocabulary.null_index)
 

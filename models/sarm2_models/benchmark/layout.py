@@ -1,13 +1,16 @@
 """Where a benchmark keeps what: a training run's folder for the data, and beside it each contender's work.
 
 data/, index/, embeddings/          as in a training run, with a split `test` of fresh episodes
-contenders/NAME/seedS/              weights, and test.npz: what it says of every frame of `test`
+data/policy/, ...                   rollouts of cloned policies
+policies/TASK/                      the cloned policies
+unseen/                             data of tasks that nothing here is trained on
+contenders/NAME/seedS/              weights, and EXAM.npz: what it says of every frame of an exam
 report/                             benchmark.json, benchmark.md and pictures
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +18,23 @@ import numpy as np
 
 from sarm2_models.train.calibrate import Predictions
 from sarm2_models.train.layout import RunFolder
+from sarm2_models.train.plan import SEED_BLOCKS, Episodes, PlannedEpisode
+
+
+@dataclass(frozen=True)
+class Extras:
+    """What a benchmark measures on beside fresh scripted episodes.
+
+    Attributes:
+        policy_steps: of training each cloned policy. policy_rollouts: of each policy.
+        unseen_tasks: tasks that nothing is trained on.
+        unseen: how many episodes of each of them.
+    """
+
+    policy_steps: int
+    policy_rollouts: int
+    unseen_tasks: tuple[str, ...]
+    unseen: Episodes
 
 
 @dataclass(frozen=True)
@@ -24,10 +44,30 @@ class BenchmarkFolder:
     Attributes:
         run: the data, the frozen encoder and the plan.
         seeds: of training; every contender that learns is trained once from each.
+        extras: policies and unseen tasks.
     """
 
     run: RunFolder
     seeds: tuple[int, ...]
+    extras: Extras
+
+    @property
+    def unseen(self) -> RunFolder:
+        """The folder of the tasks that nothing is trained on; its only split is `test`."""
+        plan = replace(self.run.plan, episodes={"test": self.extras.unseen})
+        return replace(self.run, root=self.run.root / "unseen", plan=plan, tasks=self.extras.unseen_tasks)
+
+    @property
+    def policies(self) -> RunFolder:
+        """The run's own folder, with rollouts of cloned policies as its only split."""
+        none = Episodes(demo=0, clean_demo=0, perturbed=0, random=0)
+        return replace(self.run, plan=replace(self.run.plan, episodes={"policy": none}))
+
+    def policy_plan(self) -> list[PlannedEpisode]:
+        """Which rollouts of cloned policies are made."""
+        first, _ = SEED_BLOCKS["policy"]
+        seeds = range(first, first + self.extras.policy_rollouts)
+        return [PlannedEpisode(task, "policy", seed) for seed in seeds for task in self.run.tasks]
 
     @property
     def report(self) -> Path:
@@ -38,13 +78,13 @@ class BenchmarkFolder:
         """Where a contender keeps its weights and its answers."""
         return self.run.root / "contenders" / name / f"seed{seed}"
 
-    def answers(self, name: str, seed: int) -> Path:
-        """What it says of every test frame."""
-        return self.contender(name, seed) / "test.npz"
+    def answers(self, name: str, seed: int, exam: str) -> Path:
+        """What it says of every frame of an exam."""
+        return self.contender(name, seed) / f"{exam}.npz"
 
     def settings(self) -> dict[str, Any]:
         """What must be equal for a benchmark to be gone on with."""
-        return self.run.settings() | {"training_seeds": list(self.seeds)}
+        return self.run.settings() | {"training_seeds": list(self.seeds), "extras": asdict(self.extras)}
 
 
 def save_predictions(path: Path, predictions: Predictions) -> None:

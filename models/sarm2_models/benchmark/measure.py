@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
+import numpy as np
+
 from sarm2_models.benchmark.contenders import CONTENDERS, SARM2
+from sarm2_models.benchmark.exams import Exam, exam_split
 from sarm2_models.benchmark.layout import BenchmarkFolder, load_predictions
-from sarm2_models.estimate import Estimate
-from sarm2_models.metrics import Scored, evaluate
+from sarm2_models.estimate import Estimate, ratio
+from sarm2_models.metrics import Scored, evaluate, spearman
 from sarm2_models.train.ladder import mean_demo_frames, scored_episodes
 
 PROGRESS_METRICS = (
@@ -32,6 +35,8 @@ STAGE_METRICS = (
     "ece",
 )
 INTERVAL_METRICS = ("interval_coverage", "interval_width")
+TRICKS = ("voc_reversed", "instruction_margin")
+HONEST: tuple[Exam, ...] = ("test", "policy")
 RATIOS = ("demo_mse", "rollout_mse")
 """Errors: `sarm2`'s over everybody else's."""
 DIFFERENCES = ("ranking", "success_auc")
@@ -41,11 +46,21 @@ Measured: TypeAlias = dict[str, dict[str, Estimate]]
 """Metric by contender."""
 
 
-def scored_by(bench: BenchmarkFolder, name: str) -> list[list[Scored]]:
-    """The test episodes as a contender scored them, one list a training seed."""
-    corpus, means = bench.run.corpus("test"), mean_demo_frames(bench.run.corpus("train"))
+def scored_by(bench: BenchmarkFolder, name: str, *exams: Exam) -> list[list[Scored]]:
+    """The episodes of some exams as a contender scored them, one list a training seed.
+
+    By default those that are scored as a robot would be: `test` and `policy`.
+    """
+    means = mean_demo_frames(bench.run.corpus("train"))
     seeds = bench.seeds if CONTENDERS[name].learns else bench.seeds[:1]
-    return [scored_episodes(corpus, load_predictions(bench.answers(name, seed)), means) for seed in seeds]
+    runs = []
+    for seed in seeds:
+        run: list[Scored] = []
+        for exam in exams or HONEST:
+            said = load_predictions(bench.answers(name, seed, exam))
+            run += scored_episodes(bench.run.corpus(exam_split(exam)), said, means)
+        runs.append(run)
+    return runs
 
 
 def measure_contenders(bench: BenchmarkFolder) -> tuple[Measured, dict[str, Measured]]:
@@ -55,7 +70,25 @@ def measure_contenders(bench: BenchmarkFolder) -> tuple[Measured, dict[str, Meas
         task: {name: _mean(bench, name, _only(runs, task)) for name, runs in every.items()}
         for task in bench.run.tasks
     }
-    return {name: _mean(bench, name, runs) for name, runs in every.items()}, by_task
+    return {name: _mean(bench, name, runs) | tricked(bench, name) for name, runs in every.items()}, by_task
+
+
+def tricked(bench: BenchmarkFolder, name: str) -> dict[str, Estimate]:
+    """What a contender makes of the trick questions, on uneven demonstrations.
+
+    `voc_reversed`: rank correlation of progress and time when the episode is played backwards; a clock says 1
+    and a model that sees says -1. `instruction_margin`: final progress under the task's own instruction less
+    that under another task's.
+    """
+    right, back, other = (scored_by(bench, name, exam) for exam in ("test", "reversed", "other_task"))
+    reversals, margins = [], []
+    for shown, played, asked in zip(right, back, other, strict=True):
+        demos = [number for number, scored in enumerate(shown) if scored.kind == "demo"]
+        ranks = [spearman(played[n].progress_T, np.arange(len(played[n].progress_T))) for n in demos]
+        reversals.append(ratio([(rank or 0.0, 1.0) for rank in ranks], 0))
+        gaps = [float(shown[n].progress_T[-1] - asked[n].progress_T[-1]) for n in demos]
+        margins.append(ratio([(gap, 1.0) for gap in gaps], 0))
+    return dict(zip(TRICKS, (Estimate.mean(reversals), Estimate.mean(margins)), strict=True))
 
 
 def against(measured: Mapping[str, Mapping[str, Estimate]]) -> tuple[Measured, Measured]:

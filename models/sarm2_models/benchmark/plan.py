@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
-from sarm2_models.benchmark.layout import BenchmarkFolder
+from sarm2_models.benchmark.layout import BenchmarkFolder, Extras
 from sarm2_models.checkpoint import default_bundle
 from sarm2_models.train.given_encoder import GivenEncoder
 from sarm2_models.train.layout import RunFolder
@@ -23,6 +24,9 @@ TASKS = (
     "faucet-open",
 )
 """The ten tasks of the benchmark."""
+
+UNSEEN = ("window-open", "drawer-close", "peg-unplug-side", "sweep-into", "handle-pull")
+"""Five tasks that no contender is trained on. The shipped encoder has seen pictures of them."""
 
 SEEDS = (0, 1, 2)
 
@@ -44,6 +48,8 @@ QUICK = TrainPlan(
     },
     heads=HeadPlan(stage_steps=60, value_steps=60, batch=64),
 )
+FULL_EXTRAS = Extras(1500, 12, UNSEEN, Episodes(demo=10, clean_demo=0, perturbed=12, random=2))
+QUICK_EXTRAS = Extras(40, 2, UNSEEN[:1], Episodes(demo=2, clean_demo=0, perturbed=2, random=0))
 """`QUICK` proves in some minutes that everything works; its numbers mean nothing."""
 
 
@@ -64,4 +70,7 @@ def make_benchmark(
     Raises NotFound or InvalidInput where there is no such encoder.
     """
     given = GivenEncoder.of(encoder or str(default_bundle() / "encoder"))
-    return BenchmarkFolder(RunFolder(root, QUICK if quick else FULL, tasks, 0, given), seeds)
+    plan, extras = (QUICK, QUICK_EXTRAS) if quick else (FULL, FULL_EXTRAS)
+    unseen = tuple(task for task in extras.unseen_tasks if task not in tasks)
+    run = RunFolder(root, plan, tasks, 0, given)
+    return BenchmarkFolder(run, seeds, replace(extras, unseen_tasks=unseen))

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -12,13 +13,17 @@ from rich.console import Console
 
 from sarm2_client.errors import Conflict
 from sarm2_models.benchmark import stages
+from sarm2_models.benchmark.cloned_policy import policy_episode
 from sarm2_models.benchmark.contenders import CONTENDERS
 from sarm2_models.benchmark.layout import BenchmarkFolder
 from sarm2_models.train import stages as training
 from sarm2_models.train.jobs import Job, run_jobs
-from sarm2_models.train.layout import SHARDS
+from sarm2_models.train.layout import SHARDS, RunFolder
 from sarm2_models.train.run import Recorder, record_split
 from sarm2_models.train.variants import Variant
+from sarm2_rollouts.episode import Episode
+from sarm2_rollouts.metaworld_robot import STATE_NAMES, EpisodePlan, iterate_episodes
+from sarm2_rollouts.recorder import PlannedEpisode, record
 
 SETTINGS = "benchmark.json"
 SHARED: tuple[Variant, ...] = ("full", "state_only")
@@ -26,6 +31,25 @@ SHARED: tuple[Variant, ...] = ("full", "state_only")
 
 Work: TypeAlias = tuple[str, Callable[..., None], tuple[Any, ...]]
 """Name, function and arguments of a job."""
+
+Roller: TypeAlias = Callable[[BenchmarkFolder, int, Console], None]
+
+
+def record_policies(bench: BenchmarkFolder, workers: int, console: Console) -> None:
+    """Record the rollouts of the cloned policies with the simulated robot."""
+
+    def source(plan: Sequence[PlannedEpisode]) -> Iterable[Episode]:
+        entries = [EpisodePlan(entry.task_name, entry.kind, entry.seed) for entry in plan]
+        return iterate_episodes(entries, workers, make=partial(policy_episode, bench))
+
+    record(
+        bench.policy_plan(),
+        bench.run.dataset("policy"),
+        storage="image",
+        source=source,
+        state_names=STATE_NAMES,
+        console=console,
+    )
 
 
 @dataclass
@@ -37,6 +61,7 @@ class BenchmarkRun:
         workers: processes.
         console: where bars go.
         recorder: makes a split's dataset; the simulated robot by default.
+        roller: makes the dataset of the cloned policies' rollouts; on the simulated robot by default.
         runner: carries jobs out; child processes by default.
     """
 
@@ -44,6 +69,7 @@ class BenchmarkRun:
     workers: int = 2
     console: Console = field(default_factory=Console)
     recorder: Recorder = record_split
+    roller: Roller = record_policies
     runner: Callable[..., None] = run_jobs
 
     def start(self, *, resume: bool) -> Path:
@@ -54,18 +80,48 @@ class BenchmarkRun:
             ModelFailed: a job failed; what was finished is kept.
         """
         self._open(resume)
-        run, bench = self.bench.run, self.bench
-        for split in run.splits:
-            if not (run.dataset(split) / "meta" / "info.json").exists():
-                self.console.rule(f"episodes for {split}", align="left")
-                self.recorder(run, split, self.workers, self.console)
-        shares = [list(range(SHARDS))[start :: self.workers] for start in range(self.workers)]
-        self._jobs("index", [("index", training.index, (run,))])
-        self._jobs("embed", [(f"embed {n + 1}", training.embed, (run, s)) for n, s in enumerate(shares) if s])
+        bench = self.bench
+        self._scripted(bench.run, "")
+        if bench.extras.unseen_tasks:
+            self._scripted(bench.unseen, "unseen tasks: ")
+        self._cloned()
         self._jobs("stage estimators", self._shared())
         self._jobs("contenders", self._contenders())
         self._jobs("report", [("report", stages.report, (bench,))])
         return bench.report
+
+    def _scripted(self, run: RunFolder, title: str) -> None:
+        """Scripted episodes: record, index, embed."""
+        for split in run.splits:
+            if not (run.dataset(split) / "meta" / "info.json").exists():
+                self.console.rule(f"{title}episodes for {split}", align="left")
+                self.recorder(run, split, self.workers, self.console)
+        self._embed(run, title)
+
+    def _cloned(self) -> None:
+        """Cloned policies and their rollouts."""
+        bench = self.bench
+        shares = [list(bench.run.tasks[start :: self.workers]) for start in range(self.workers)]
+        work: list[Work] = [
+            (f"clone {number + 1}", stages.clone_policies, (bench, share))
+            for number, share in enumerate(shares)
+            if share
+        ]
+        self._jobs("cloned policies", work)
+        if not (bench.run.dataset("policy") / "meta" / "info.json").exists():
+            self.console.rule("rollouts of the cloned policies", align="left")
+            self.roller(bench, self.workers, self.console)
+        self._embed(bench.policies, "policies: ")
+
+    def _embed(self, run: RunFolder, title: str) -> None:
+        shares = [list(range(SHARDS))[start :: self.workers] for start in range(self.workers)]
+        self._jobs(f"{title}index", [("index", training.index, (run,))])
+        work: list[Work] = [
+            (f"embed {number + 1}", training.embed, (run, share))
+            for number, share in enumerate(shares)
+            if share
+        ]
+        self._jobs(f"{title}embed", work)
 
     def _shared(self) -> list[Work]:
         return [

@@ -10,15 +10,23 @@ import numpy as np
 import torch
 
 from sarm2_models.benchmark import pictures
+from sarm2_models.benchmark.bars import bars
+from sarm2_models.benchmark.cloned_policy import clone
 from sarm2_models.benchmark.contenders import CONTENDERS, SARM2, stage_estimator
+from sarm2_models.benchmark.exams import EXAMS
 from sarm2_models.benchmark.layout import BenchmarkFolder, save_predictions
 from sarm2_models.benchmark.measure import against, measure_contenders, plain, scored_by
-from sarm2_models.benchmark.table import markdown
+from sarm2_models.benchmark.probe import probe_tasks
+from sarm2_models.benchmark.table import Tables, markdown
+from sarm2_models.benchmark.unseen import measure_unseen
 from sarm2_models.train.heads import Windows, chunks, text_inputs
 from sarm2_models.train.jobs import Ticker
 from sarm2_models.train.loop import silent
+from sarm2_models.train.plan import Split
 from sarm2_models.train.stages import split_size
 from sarm2_models.train.variants import Variant, variant_config
+
+TRAIN_AND_TEST: tuple[Split, Split] = ("train", "test")
 
 
 def stage(ticker: Ticker, bench: BenchmarkFolder, variant: Variant, seed: int) -> None:
@@ -27,11 +35,19 @@ def stage(ticker: Ticker, bench: BenchmarkFolder, variant: Variant, seed: int) -
     ticker.tick(1, 1)
 
 
+def clone_policies(ticker: Ticker, bench: BenchmarkFolder, tasks: list[str]) -> None:
+    """Fit some of the cloned policies."""
+    for number, task in enumerate(tasks):
+        clone(bench, task, silent)
+        ticker.tick(number + 1, len(tasks), task)
+
+
 def contend(ticker: Ticker, bench: BenchmarkFolder, name: str, seed: int) -> None:
-    """Train one contender from one seed and keep what it says of the test frames."""
-    path = bench.answers(name, seed)
-    if not path.exists():
-        save_predictions(path, CONTENDERS[name].run(bench, seed, ticker.tick))
+    """Train one contender from one seed and keep what it says in every exam."""
+    for exam in EXAMS:
+        path = bench.answers(name, seed, exam)
+        if not path.exists():
+            save_predictions(path, CONTENDERS[name].answer(bench, seed, exam, ticker.tick))
     ticker.tick(1, 1)
 
 
@@ -39,6 +55,8 @@ def report(ticker: Ticker, bench: BenchmarkFolder) -> None:
     """benchmark.json, benchmark.md and the pictures of SARM2 from the first seed."""
     measured, by_task = measure_contenders(bench)
     over, less = against(measured)
+    probes, unseen = probe(bench), measure_unseen(bench)
+    held = bars(measured, by_task, over, less, probes["all"])
     content = {
         "settings": bench.settings(),
         "machine": {
@@ -47,16 +65,20 @@ def report(ticker: Ticker, bench: BenchmarkFolder) -> None:
             "torch": torch.__version__,
             "device": "cpu",
         },
-        "data": {split: split_size(bench.run, split) for split in bench.run.splits},
+        "data": {split: split_size(bench.run, split) for split in (*bench.run.splits, "policy")},
         "summaries": {name: one.summary for name, one in CONTENDERS.items()},
         "models": plain(measured),
         "tasks": {task: plain(table) for task, table in by_task.items()},
         "sarm2_over": plain(over),
         "sarm2_minus": plain(less),
+        "bars": {name: bar.as_json() for name, bar in held.items()},
+        "unseen": plain(unseen),
+        "probe_r2": probes,
     }
     bench.report.mkdir(parents=True, exist_ok=True)
     (bench.report / "benchmark.json").write_text(json.dumps(content, indent=1) + "\n")
-    (bench.report / "benchmark.md").write_text(markdown(measured, by_task, over, less, about(content)))
+    tables = Tables(measured, by_task, over, less, held, unseen, probes)
+    (bench.report / "benchmark.md").write_text(markdown(tables, about(content)))
     ticker.tick(1, 2, "pictures")
     words, episodes = bench.run.vocabulary, scored_by(bench, SARM2.name)[0]
     confused = pictures.confusion(episodes, len(words.primitives))
@@ -66,11 +88,18 @@ def report(ticker: Ticker, bench: BenchmarkFolder) -> None:
     ticker.tick(2, 2)
 
 
+def probe(bench: BenchmarkFolder) -> dict[str, dict[str, float | None]]:
+    """How exactly the embeddings tell where things are, by task."""
+    run = bench.run
+    train, test = ((run.corpus(split), run.frames("full", split)) for split in TRAIN_AND_TEST)
+    return probe_tasks(train, test)
+
+
 def expert_use(bench: BenchmarkFolder) -> pictures.Floats:
     """Mean weight of each expert on the test frames of each predicted primitive, (P, E), first seed."""
     run = bench.run
     heads = SARM2.heads(bench, bench.seeds[0], silent)
-    frames, texts = SARM2.frames(bench, "test"), run.texts("full")
+    frames, texts = run.frames("full", "test"), run.texts("full")
     primitive_T = heads.logits(frames).argmax(-1)
     total = np.zeros((len(run.vocabulary.primitives), heads.config.value.experts))
     with torch.inference_mode():
@@ -94,5 +123,7 @@ def about(content: dict[str, Any]) -> str:
         f"own: SARM2 sees {plan['stage_steps']} + {plan['value_steps']} batches (stage estimator, value "
         f"decoder), the language model {plan['value_steps']}, a single-task model as many windows of its "
         f"task as SARM2's two heads. Measured on {data['test']['episodes']} fresh episodes "
-        f"({data['test']['frames']} frames, {data['test']['successes']} successes)."
+        f"({data['test']['frames']} frames, {data['test']['successes']} successes) and "
+        f"{data['policy']['episodes']} rollouts of policies that were cloned from a few uneven "
+        f"demonstrations ({data['policy']['frames']} frames, {data['policy']['successes']} successes)."
     )

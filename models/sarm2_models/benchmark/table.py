@@ -1,43 +1,109 @@
-"""The benchmark as Markdown: one table of everybody, one of SARM2 against each, one by task."""
+"""The benchmark as Markdown: what is reached and what is not, what each part is worth, then all tables."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
+from sarm2_models.benchmark.bars import Bar
 from sarm2_models.benchmark.contenders import CONTENDERS
-from sarm2_models.benchmark.measure import DIFFERENCES, RATIOS
+from sarm2_models.benchmark.measure import DIFFERENCES, RATIOS, TRICKS
 from sarm2_models.estimate import Estimate
 
 Table = Mapping[str, Mapping[str, Estimate]]
 
-HEADLINE = ("demo_mse", "rollout_mse", "success_auc", "ranking", "drop_recall", "false_drop_rate", "jitter")
-STAGES = ("primitive_accuracy", "rollout_primitive_accuracy", "segment_f1", "ece", "interval_coverage")
+HEADLINE = ("demo_mse", "rollout_mse", "policy_mse", "success_auc", "success_auprc", "ranking", "jitter")
+FALLS = ("drop_recall", "false_drop_rate", "regress_recall", "regress_delay_s")
+ORDER = ("voc", *TRICKS)
+STAGES = (
+    "primitive_accuracy",
+    "rollout_primitive_accuracy_without_null",
+    "group_accuracy",
+    "hierarchical_loss",
+    "segment_f1",
+)
+CALIBRATION = ("ece", "interval_coverage_demo", "interval_coverage_rollout", "interval_width")
 BY_TASK = ("demo_mse", "rollout_mse", "primitive_accuracy", "success_auc", "ranking", "drop_recall")
+PARTS = {
+    "sarm2_no_stage": "the stage estimator",
+    "sarm2_no_multigate": "the multi-gate",
+    "sarm2_no_anchor": "the first frame",
+}
+"""Ablations, and what they are without."""
 
 
-def markdown(measured: Table, by_task: Mapping[str, Table], over: Table, less: Table, about: str) -> str:
+@dataclass(frozen=True)
+class Tables:
+    """Everything that is shown.
+
+    Attributes:
+        measured: metrics by contender. by_task: the same by task.
+        over, less: SARM2 over, and less, each other contender.
+        bars: what has to be reached.
+        unseen: SARM2 on tasks that nothing was trained on.
+        probes: R2 of the embeddings by task and point.
+    """
+
+    measured: Table
+    by_task: Mapping[str, Table]
+    over: Table
+    less: Table
+    bars: Mapping[str, Bar]
+    unseen: Table
+    probes: Mapping[str, Mapping[str, float | None]]
+
+
+def markdown(tables: Tables, about: str) -> str:
     """The whole report in words and tables.
 
     Args:
-        over, less: SARM2 over, and less, each other contender.
         about: what was trained and measured, and on what machine; stands at the top.
     """
+    named = {name: row for name, row in tables.measured.items() if STAGES[0] in row}
     parts = [
         "# Benchmark",
         about,
         "Values are means over the training seeds; intervals are 95 % bootstraps over episodes.",
+        "## What is reached",
+        _bars(tables.bars),
+        "## What each part is worth",
+        worth(tables.over),
         "## Progress",
-        _rows(measured, HEADLINE),
-        "## Primitives and calibration",
-        _rows({name: row for name, row in measured.items() if STAGES[0] in row}, STAGES),
+        _rows(tables.measured, HEADLINE),
+        "## Falls of progress",
+        _rows(tables.measured, FALLS),
+        "## Order in time, and trick questions",
+        "`voc` rewards any clock: read it beside `voc_reversed`, the same on episodes played backwards (-1 is "
+        "best), and `instruction_margin`, final progress less that under another task's instruction.",
+        _rows(tables.measured, ORDER),
+        "## Primitives",
+        _rows(named, STAGES),
+        "## Calibration",
+        _rows(named, CALIBRATION),
         "## SARM2's error over each other contender's, paired by episode (under 1: smaller)",
-        _rows(over, RATIOS),
+        _rows(tables.over, RATIOS),
         "## SARM2's score less each other contender's, paired by episode (over 0: better)",
-        _rows(less, DIFFERENCES),
+        _rows(tables.less, DIFFERENCES),
         "## SARM2 by task",
-        _rows({task: table["sarm2"] for task, table in by_task.items()}, BY_TASK),
+        _rows({task: table["sarm2"] for task, table in tables.by_task.items()}, BY_TASK),
+        "## Where things are: R2 of a linear probe on the embeddings of all views, within each task",
+        _probes(tables.probes),
     ]
+    if tables.unseen:
+        first = next(iter(tables.unseen.values()))
+        parts += ["## Tasks that nothing was trained on", _rows(tables.unseen, tuple(first))]
     return "\n\n".join(parts) + "\n"
+
+
+def worth(over: Table) -> str:
+    """For each part whether SARM2's error with it is smaller beyond the interval, larger, or neither."""
+    lines = []
+    for name, part in PARTS.items():
+        if name not in over:
+            continue
+        said = [f"`{metric}` {number(over[name][metric])}, {_verdict(over[name][metric])}" for metric in RATIOS]
+        lines.append(f"- With {part}, error over that without it: {'; '.join(said)}.")
+    return "\n".join(lines)
 
 
 def number(estimate: Estimate) -> str:
@@ -47,6 +113,34 @@ def number(estimate: Estimate) -> str:
     if estimate.low is None or estimate.high is None:
         return f"{estimate.value:.3g}"
     return f"{estimate.value:.3g} ({estimate.low:.3g} to {estimate.high:.3g})"
+
+
+def _verdict(error: Estimate) -> str:
+    if error.low is None or error.high is None:
+        return "not known"
+    if error.high < 1:
+        return "smaller beyond the interval"
+    return "larger beyond the interval" if error.low > 1 else "no difference beyond the interval"
+
+
+def _bars(bars: Mapping[str, Bar]) -> str:
+    lines = ["| | value | bar | reached |", "|---|---|---|---|"]
+    for name, bar in bars.items():
+        asked = f"interval contains {bar.bar:g}" if bar.kind == "contains" else f"{bar.kind} {bar.bar:g}"
+        if bar.by != "value":
+            asked += " within the interval"
+        met = {True: "yes", False: "**no**", None: "n/a"}[bar.met]
+        lines.append(f"| {name} | {number(bar.estimate)} | {asked} | {met} |")
+    return "\n".join(lines)
+
+
+def _probes(probes: Mapping[str, Mapping[str, float | None]]) -> str:
+    points = next(iter(probes.values()))
+    lines = ["| | " + " | ".join(points) + " |", "|---" * (len(points) + 1) + "|"]
+    for task, row in probes.items():
+        cells = ["" if value is None else f"{value:.3f}" for value in row.values()]
+        lines.append(f"| {task} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
 
 
 def _rows(table: Table, metrics: Sequence[str]) -> str:

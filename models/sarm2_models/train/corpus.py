@@ -4,7 +4,7 @@ A dataset on disk is one row group after the other; training wants any frame at 
 through a dataset once and leaves two files: `labels.npz` (plain numbers) and `pictures.npy` (all JPEG files
 one after the other), which is mapped into memory and not read.
 
-Shapes: T frames of all episodes, N episodes, C cameras, S state, K simulator quantities.
+Shapes: T frames of all episodes, N episodes, C cameras, S state, A action, K simulator quantities.
 """
 
 from __future__ import annotations
@@ -39,6 +39,7 @@ class Corpus:
         state_TS, simulator_TK: float32. progress_T: float32 in [0, 1]. primitive_T: index in the vocabulary.
         first_N, length_N: where each episode starts and how many frames it has.
         task_N, kind_N: its task and its kind (index into `plan.KINDS`). success_N: 0 or 1. seed_N.
+        action_TA: float32, what the robot did until the next frame; A is 0 where it was not recorded.
         offsets: (C x T + 1) byte offsets of the pictures in `pictures`, frame by frame, camera by camera.
         pictures: uint8, mapped from disk.
     """
@@ -59,6 +60,7 @@ class Corpus:
     kind_N: IntArray
     success_N: IntArray
     seed_N: IntArray
+    action_TA: npt.NDArray[np.float32]
     offsets: IntArray
     pictures: npt.NDArray[np.uint8]
 
@@ -123,7 +125,7 @@ def index_dataset(
     arrays = {
         key: np.concatenate([row[key] for row in rows])
         for key in rows[0]
-        if key.endswith(("_TS", "_TK", "_T"))
+        if key.endswith(("_TS", "_TA", "_TK", "_T"))
     }
     arrays |= {
         key: np.array([row[key] for row in rows], dtype=np.int64) for key in rows[0] if key.endswith("_N")
@@ -163,8 +165,10 @@ def _row(episode: Episode, vocabulary: Vocabulary, tasks: Sequence[str]) -> dict
             f"expected episodes of {', '.join(tasks)}, got {episode.task_name!r} ({episode.kind}); "
             "use another output folder for other tasks"
         )
+    action_TA = np.zeros((len(episode), 0)) if episode.action_TA is None else episode.action_TA
     return {
         "state_TS": episode.state_TS.astype(np.float32),
+        "action_TA": action_TA.astype(np.float32),
         "simulator_TK": episode.simulator_TK.astype(np.float32),
         "progress_T": episode.progress_T.astype(np.float32),
         "primitive_T": np.array([vocabulary.index(name) for name in episode.primitives_T], dtype=np.int64),

@@ -18,7 +18,7 @@ import numpy as np
 from sarm2_client.errors import NotFound
 from sarm2_rollouts.episode import EpisodeKind
 
-Split: TypeAlias = Literal["train", "calibration", "validation", "test"]
+Split: TypeAlias = Literal["train", "calibration", "validation", "test", "policy"]
 
 EVALUATION_SEEDS_FROM = 100_000
 """Seeds from here on are never used by training or calibration."""
@@ -29,9 +29,11 @@ SEED_BLOCKS: MappingProxyType[Split, tuple[int, int]] = MappingProxyType(
         "calibration": (60_000, 80_000),
         "validation": (80_000, EVALUATION_SEEDS_FROM),
         "test": (EVALUATION_SEEDS_FROM, 200_000),
+        "policy": (200_000, 300_000),
     }
 )
-"""First seed and end of each split's block. A training run has no `test`: that is a benchmark's."""
+"""First seed and end of each split's block. A training run has no `test` (fresh episodes) and
+no `policy` (rollouts of learned policies): those are a benchmark's."""
 
 FEW_TASKS = 3
 """A plan's steps are enough for this many tasks."""
