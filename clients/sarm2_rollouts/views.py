@@ -24,7 +24,6 @@ class View:
     fixed: str | None = None
 
 
-
 def views_of(
     lookat: tuple[float, float, float] = (0.0, 0.68, 0.12),
     distance: float = 0.95,

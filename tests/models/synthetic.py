@@ -19,7 +19,7 @@ from sarm2_models.train.plan import PlannedEpisode, Split, planned_episodes
 from sarm2_rollouts.episode import Episode, LabelledSegment
 from sarm2_rollouts.lerobot_writer import write_dataset
 from sarm2_rollouts.simulator_state import SIMULATOR_NAMES
-from sarm2_rollouts.tasks import CAMERAS, FPS, IMAGE_SIZE, STATE_NAMES, TASKS
+from sarm2_rollouts.tasks import ACTION_NAMES, CAMERAS, FPS, IMAGE_SIZE, STATE_NAMES, TASKS
 
 FRAMES = 16
 
@@ -47,6 +47,8 @@ def synthetic_episode(planned: PlannedEpisode) -> Episode:
         task_name=planned.task_name,
         progress_T=progress_T,
         segments=(LabelledSegment("reach", 0, half), LabelledSegment("transport", half, FRAMES)),
+        action_TA=np.stack([progress_T, 0 * progress_T, 0 * progress_T, 1 - progress_T], axis=1),
+        action_names=ACTION_NAMES,
         simulator_TK=_simulator(progress_T, height),
         simulator_names=SIMULATOR_NAMES,
     )

@@ -10,15 +10,26 @@ import pytest
 import torch
 from rich.console import Console
 
-from models.synthetic import record_synthetic
+from models.synthetic import record_synthetic, write_synthetic
 from models.test_train_run import in_process
 from sarm2_client.errors import Conflict
+from sarm2_models.benchmark.bars import Bar
+from sarm2_models.benchmark.cloned_policy import (
+    CHUNK,
+    EXECUTED,
+    ChunkedPolicy,
+    ClonedPolicy,
+    chunks_of,
+    clone,
+)
 from sarm2_models.benchmark.contenders import CONTENDERS, SARM2, OneGate, Sarm2
+from sarm2_models.benchmark.exams import EXAMS, backwards, exam_frames
 from sarm2_models.benchmark.goal_frame import goal_progress
 from sarm2_models.benchmark.language_progress import MISMATCHED, mismatch
-from sarm2_models.benchmark.layout import BenchmarkFolder, load_predictions
-from sarm2_models.benchmark.measure import INTERVAL_METRICS, PROGRESS_METRICS, STAGE_METRICS
-from sarm2_models.benchmark.plan import TASKS, make_benchmark
+from sarm2_models.benchmark.layout import BenchmarkFolder, Extras, load_predictions
+from sarm2_models.benchmark.measure import INTERVAL_METRICS, PROGRESS_METRICS, STAGE_METRICS, TRICKS
+from sarm2_models.benchmark.plan import TASKS, UNSEEN, make_benchmark
+from sarm2_models.benchmark.probe import r2
 from sarm2_models.benchmark.run import BenchmarkRun
 from sarm2_models.benchmark.single_task import StageProgress, stage_starts, stage_targets
 from sarm2_models.config import preset
@@ -34,12 +45,24 @@ PLAN = TrainPlan(
     episodes={"train": FEW, "calibration": FEW, "test": FEW},
     heads=HeadPlan(stage_steps=2, value_steps=2, batch=8),
 )
+EXTRAS = Extras(policy_steps=2, policy_rollouts=2, unseen_tasks=("window-open",), unseen=FEW)
 
 
 def benchmark_run(root: Path, seeds: tuple[int, ...] = (0, 1)) -> BenchmarkRun:
     given = make_benchmark(root, tasks=TWO).run.given
-    folder = BenchmarkFolder(RunFolder(root, PLAN, TWO, 0, given), seeds)
-    return BenchmarkRun(folder, 2, Console(quiet=True), recorder=record_synthetic, runner=in_process)
+    folder = BenchmarkFolder(RunFolder(root, PLAN, TWO, 0, given), seeds, EXTRAS)
+    return BenchmarkRun(
+        folder,
+        2,
+        Console(quiet=True),
+        recorder=record_synthetic,
+        roller=roll_synthetic,
+        runner=in_process,
+    )
+
+
+def roll_synthetic(bench: BenchmarkFolder, workers: int, console: Console) -> None:
+    write_synthetic(bench.policy_plan(), bench.run.dataset("policy"))
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +79,7 @@ def test_every_contender_is_measured_with_value_interval_and_count(finished: Ben
     assert named | {"clock", "constant", "state_only"} <= set(report["models"])
     for name, row in report["models"].items():
         primitives = CONTENDERS[name].names_primitives
-        expected = {*PROGRESS_METRICS, *((*STAGE_METRICS, *INTERVAL_METRICS) if primitives else ())}
+        expected = {*PROGRESS_METRICS, *TRICKS, *((*STAGE_METRICS, *INTERVAL_METRICS) if primitives else ())}
         assert set(row) == expected, name
         assert set(row["demo_mse"]) == {"value", "low", "high", "n"}
         assert row["demo_mse"]["low"] <= row["demo_mse"]["value"] <= row["demo_mse"]["high"]
@@ -91,14 +114,88 @@ def test_a_finished_benchmark_trains_nothing_twice_and_is_not_overwritten(finish
 
 
 def test_who_learns_differs_by_seed_and_who_does_not_is_run_once(finished: BenchmarkFolder) -> None:
-    one, other = (load_predictions(finished.answers("language", seed)) for seed in finished.seeds)
+    one, other = (load_predictions(finished.answers("language", seed, "test")) for seed in finished.seeds)
     assert not np.array_equal(one.progress_T, other.progress_T)
-    assert not finished.answers("clock", 1).exists()
+    assert not finished.answers("clock", 1, "test").exists()
+    assert all(finished.answers("clock", 0, exam).exists() for exam in EXAMS)
 
 
 def test_all_test_episodes_are_fresh(finished: BenchmarkFolder) -> None:
     assert finished.run.corpus("test").seed_N.min() >= 100_000
     assert finished.run.corpus("train").seed_N.max() < 100_000
+    assert finished.run.corpus("policy").seed_N.min() >= 200_000
+
+
+# --- trick questions, policies, unseen tasks, bars ---------------------------------------------------
+
+
+def test_played_backwards_an_episode_ends_on_its_first_frame(finished: BenchmarkFolder) -> None:
+    frames, back = exam_frames(finished, "full", "test"), exam_frames(finished, "full", "reversed")
+    first, last = int(frames.first_T[-1]), int(frames.last_T[-1])
+    np.testing.assert_array_equal(back.embeddings_TCD[first], frames.embeddings_TCD[last])
+    np.testing.assert_array_equal(
+        back.progress_T[first : last + 1], frames.progress_T[first : last + 1][::-1]
+    )
+    np.testing.assert_array_equal(backwards(back).state_TS, frames.state_TS)
+    other = exam_frames(finished, "full", "other_task")
+    assert (other.task_T != frames.task_T).all()
+
+
+def test_a_clock_ranks_time_the_same_backwards_and_ignores_the_work(finished: BenchmarkFolder) -> None:
+    report = json.loads((finished.report / "benchmark.json").read_text())
+    clock = report["models"]["clock"]
+    assert clock["voc"]["value"] == clock["voc_reversed"]["value"] == pytest.approx(1.0, abs=0.01)
+    assert report["models"]["constant"]["instruction_margin"]["value"] == 0.0
+
+
+def test_a_policy_is_cloned_from_its_own_tasks_demonstrations_and_goes_on_in_chunks(
+    finished: BenchmarkFolder,
+) -> None:
+    frames, corpus = finished.run.frames("full", "train"), finished.run.corpus("train")
+    last = int(frames.last_T[0])
+    chunks_BHA = chunks_of(corpus.action_TA, frames, np.array([last - 1]))
+    np.testing.assert_array_equal(chunks_BHA[0, 0], corpus.action_TA[last - 1])
+    np.testing.assert_array_equal(chunks_BHA[0, 1:], corpus.action_TA[last][None].repeat(CHUNK - 1, axis=0))
+
+    looks: list[int] = []
+    model = clone(finished, "hammer", lambda done, total, note: None)
+    assert isinstance(model, ClonedPolicy)
+    model.register_forward_hook(lambda *_: looks.append(1))
+    run = finished.run
+    driver = ChunkedPolicy(model.eval(), run.load_encoder(), run.statistics(), run.config.cameras)
+    driver.reset("anything")
+    pictures = {camera: corpus.picture(0, 0) for camera in run.config.cameras}
+    actions = [driver.act(pictures, corpus.state_TS[0]) for _ in range(EXECUTED + 1)]
+    assert len(looks) == 2
+    assert actions[0].shape == (4,)
+    assert np.abs(np.stack(actions)).max() <= 1
+
+
+def test_unseen_tasks_are_measured_and_never_trained_on(finished: BenchmarkFolder) -> None:
+    report = json.loads((finished.report / "benchmark.json").read_text())
+    assert set(report["unseen"]) == {"all", "window-open"}
+    assert 0 <= report["unseen"]["all"]["uncertain_rate"]["value"] <= 1
+    assert "window-open" not in finished.run.tasks
+    assert not set(UNSEEN) & set(TASKS)
+
+
+def test_a_bar_is_held_by_its_value_its_far_end_or_its_interval() -> None:
+    estimate = Estimate(0.5, 0.4, 0.6, 10)
+    assert Bar(estimate, "at most", 0.5).met
+    assert not Bar(estimate, "at most", 0.45).met
+    assert Bar(estimate, "at most", 0.45, by="low").met
+    assert Bar(estimate, "at least", 0.55, by="high").met
+    assert Bar(estimate, "contains", 0.55).met
+    assert not Bar(estimate, "contains", 0.65).met
+    assert Bar(Estimate(None, None, None, 0), "at most", 1.0).met is None
+
+
+def test_probe_r2_is_taken_over_the_axes_that_move() -> None:
+    true_T3 = np.stack([np.linspace(0, 1, 20), np.zeros(20), np.zeros(20)], axis=1)
+    said_T3 = true_T3 + np.array([0.0, 5.0, 5.0])  # wrong only where nothing moves
+    assert r2(true_T3, said_T3) == pytest.approx(1.0)
+    assert r2(true_T3, true_T3.mean(axis=0) + 0 * true_T3) == pytest.approx(0.0)
+    assert r2(0 * true_T3, said_T3) is None
 
 
 # --- the contenders ---------------------------------------------------------------------------------
@@ -108,7 +205,7 @@ def test_without_the_anchor_nothing_depends_on_the_first_frame(finished: Benchma
     late_T = np.array([12])  # a window whose recent slots end after the first frame: 4, 8, 12 are in it
     for contender, seen in ((CONTENDERS["sarm2_no_anchor"], False), (SARM2, True)):
         assert isinstance(contender, Sarm2)
-        _, mask = contender.frames(finished, "test").slots(late_T)
+        _, mask = contender.frames(finished, "calibration").slots(late_T)
         assert bool(mask[0, 0]) is seen
 
 

@@ -1,8 +1,8 @@
 """Half-good policies, learned by behaviour cloning: what a reward model meets once robots learn.
 
-One for each task: a small network from the frozen embeddings of all views and the proprioceptive state to the
-next `CHUNK` actions, fitted to few uneven demonstrations by squared error. It succeeds sometimes, and fails in
-its own way, not in a scripted one.
+One for each task: a small network from the frozen embeddings of all views and the proprioceptive state to
+the next `CHUNK` actions, fitted to few uneven demonstrations by squared error. It succeeds sometimes, and
+fails in its own way, not in a scripted one.
 
 Shapes: T frames, B batch, C cameras, D embedding, S state, A action, H actions of a chunk.
 """

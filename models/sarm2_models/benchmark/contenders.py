@@ -92,7 +92,11 @@ class Sarm2(Contender):
     def answer(self, bench: BenchmarkFolder, seed: int, exam: Exam, tick: Tick) -> Predictions:
         """Stage estimator, value decoder, calibration, answers."""
         frames = replace(exam_frames(bench, self.variant, exam), anchor=self.anchor)
-        heads, texts, words = self.heads(bench, seed, tick), bench.run.texts(self.variant), bench.run.vocabulary
+        heads, texts, words = (
+            self.heads(bench, seed, tick),
+            bench.run.texts(self.variant),
+            bench.run.vocabulary,
+        )
         if not self.stage:
             null_T = np.full(len(frames), words.null_index)
             return only_progress(heads.progress(frames, texts, null_T, words), words.null_index)
@@ -259,9 +263,7 @@ class GoalFrame(Contender):
         """Nothing is learned but the mean goal."""
         train = bench.run.frames("full", "train")
         goals = goal_frames(bench.run.corpus("train"), train)
-        progress_T = goal_progress(
-            exam_frames(bench, "full", exam), goals, train.deviation_CD().numpy()
-        )
+        progress_T = goal_progress(exam_frames(bench, "full", exam), goals, train.deviation_CD().numpy())
         return only_progress(progress_T, bench.run.vocabulary.null_index)
 
 

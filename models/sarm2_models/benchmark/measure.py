@@ -84,7 +84,7 @@ def tricked(bench: BenchmarkFolder, name: str) -> dict[str, Estimate]:
     reversals, margins = [], []
     for shown, played, asked in zip(right, back, other, strict=True):
         demos = [number for number, scored in enumerate(shown) if scored.kind == "demo"]
-        ranks = [spearman(played[n].progress_T, np.arange(len(played[n].progress_T))) for n in demos]
+        ranks = [spearman(played[n].progress_T, np.arange(float(len(played[n].progress_T)))) for n in demos]
         reversals.append(ratio([(rank or 0.0, 1.0) for rank in ranks], 0))
         gaps = [float(shown[n].progress_T[-1] - asked[n].progress_T[-1]) for n in demos]
         margins.append(ratio([(gap, 1.0) for gap in gaps], 0))

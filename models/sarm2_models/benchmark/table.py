@@ -73,8 +73,8 @@ def markdown(tables: Tables, about: str) -> str:
         "## Falls of progress",
         _rows(tables.measured, FALLS),
         "## Order in time, and trick questions",
-        "`voc` rewards any clock: read it beside `voc_reversed`, the same on episodes played backwards (-1 is "
-        "best), and `instruction_margin`, final progress less that under another task's instruction.",
+        "`voc` rewards any clock: read it beside `voc_reversed`, the same on episodes played backwards (-1 "
+        "is best), and `instruction_margin`, final progress less that under another task's instruction.",
         _rows(tables.measured, ORDER),
         "## Primitives",
         _rows(named, STAGES),
@@ -101,7 +101,9 @@ def worth(over: Table) -> str:
     for name, part in PARTS.items():
         if name not in over:
             continue
-        said = [f"`{metric}` {number(over[name][metric])}, {_verdict(over[name][metric])}" for metric in RATIOS]
+        said = [
+            f"`{metric}` {number(over[name][metric])}, {_verdict(over[name][metric])}" for metric in RATIOS
+        ]
         lines.append(f"- With {part}, error over that without it: {'; '.join(said)}.")
     return "\n".join(lines)
 

@@ -66,6 +66,8 @@ def _mean(
         cut = [corpus.frames(int(n)) for n in chosen_N]
         null_T, uncertain_T = said.primitive_T == words.null_index, said.uncertain_T
         row["null_rate"] = ratio([(float(null_T[c].sum()), float(c.stop - c.start)) for c in cut], 0)
-        row["uncertain_rate"] = ratio([(float(uncertain_T[c].sum()), float(c.stop - c.start)) for c in cut], 0)
+        row["uncertain_rate"] = ratio(
+            [(float(uncertain_T[c].sum()), float(c.stop - c.start)) for c in cut], 0
+        )
         rows.append(row)
     return {metric: Estimate.mean([row[metric] for row in rows]) for metric in rows[0]}

@@ -38,7 +38,7 @@ no `policy` (rollouts of learned policies): those are a benchmark's."""
 FEW_TASKS = 3
 """A plan's steps are enough for this many tasks."""
 
-KINDS: tuple[EpisodeKind, ...] = ("demo", "clean_demo", "perturbed", "random")
+KINDS: tuple[EpisodeKind, ...] = ("demo", "clean_demo", "perturbed", "random", "policy")
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class Episodes:
     def count(self, kind: EpisodeKind) -> int:
         """Episodes of `kind`."""
         counts: dict[str, int] = asdict(self)
-        return counts[kind]
+        return counts.get(kind, 0)
 
 
 @dataclass(frozen=True)
