@@ -50,9 +50,9 @@ def train(
 
     Example: `sarm2 train --tasks hammer --out runs/hammer`, then `sarm2 serve --bundle runs/hammer/bundle`
 
-    About two hours for all fifteen tasks on two cores, half an hour for three. The report (`OUT/report/`) climbs a ladder: heads on the
-    true simulator state (the ceiling), on the image tower's features, on images or state alone, the clock,
-    and a constant. Stopped runs lose at most a minute or two: add `--resume`.
+    About two hours for all fifteen tasks on two cores, half an hour for three. The report (`OUT/report/`)
+    climbs a ladder: heads on the true simulator state (the ceiling), on the image tower's features, on images
+    or state alone, the clock, and a constant. Stopped runs lose at most a minute or two: add `--resume`.
 
     With `--encoder` no tower is trained: the given one embeds pictures and texts, and the heads take its
     width. The bundle copies a folder and refers to a name on the hub. A SigLIP-2 base embeds a few pictures
