@@ -11,11 +11,13 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
+from sarm2_cli.evaluate import known_tasks
 from sarm2_cli.main import app
 from sarm2_cli.record import one_of
 from sarm2_client.errors import InvalidInput
+from sarm2_rollouts.tasks import TASKS
 
-COMMANDS = ("serve", "demo", "record", "train", "evaluate", "score", "doctor")
+COMMANDS = ("serve", "demo", "record", "train", "evaluate", "benchmark", "score", "doctor")
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -55,6 +57,13 @@ def test_training_refuses_what_is_no_encoder_before_it_writes_anything(tmp_path:
     assert answer.returncode == 2
     assert "or a name on the hub; there is no config.json" in " ".join(answer.stderr.split())
     assert not (tmp_path / "out").exists()
+
+
+def test_an_evaluation_asks_for_the_tasks_that_the_bundle_was_trained_on() -> None:
+    texts = ("fold a towel", TASKS["hammer"].instruction, TASKS["pick-place"].instruction)
+    assert known_tasks(texts) == ["pick-place", "hammer"]
+    with pytest.raises(InvalidInput, match="--tasks"):
+        known_tasks(("fold a towel",))
 
 
 def test_an_empty_choice_is_refused() -> None:
