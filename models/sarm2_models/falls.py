@@ -5,6 +5,7 @@ Shapes: T frames.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TypeAlias
 
 import numpy as np
@@ -16,6 +17,11 @@ FALL = 0.2
 """A drop: true progress falls by at least this much within `FALL_WINDOW_S`."""
 FALL_WINDOW_S = 1.2
 """A fall is measured, and must be noticed, within this many seconds of its first frame."""
+
+FALSE_ALARM_RATE = 0.02
+"""Share of clean demonstrations in which an alarm may go off."""
+LEAST_ALARM = 0.02
+"""A smaller fall is trembling, however still the clean demonstrations are."""
 
 
 def fall_window(fps: float) -> int:
@@ -48,6 +54,40 @@ def fall_caught(progress_T: Floats, start: int, depth: float, fps: float) -> boo
     """Whether predicted progress falls by at least half of `depth` inside the window that starts there."""
     ahead = progress_T[start : start + fall_window(fps) + 1]
     return bool(ahead[0] - ahead.min() >= depth / 2)
+
+
+def fallen(progress_T: Floats, fps: float) -> Floats:
+    """How far each frame lies below the highest of the `FALL_WINDOW_S` before it, at least 0."""
+    window = fall_window(fps)
+    values = np.asarray(progress_T, dtype=np.float64)
+    padded = np.concatenate([np.full(window, -np.inf), values])
+    highest_T = np.lib.stride_tricks.sliding_window_view(padded, window + 1).max(axis=1)
+    return np.asarray(highest_T - values)
+
+
+def alarm_size(
+    clean: Sequence[Floats], fps: Sequence[float], share: float = FALSE_ALARM_RATE
+) -> float | None:
+    """The smallest fall that at most `share` of some clean demonstrations ever go beyond; None without any.
+
+    Args:
+        clean: progress of each demonstration, in none of which anything is undone. fps: of each.
+    """
+    if not clean:
+        return None
+    largest = sorted(
+        (float(fallen(one, rate).max()) for one, rate in zip(clean, fps, strict=True)), reverse=True
+    )
+    return max(LEAST_ALARM, largest[int(share * len(largest))])
+
+
+def alarm_delay(progress_T: Floats, start: int, fps: float, size: float) -> float | None:
+    """Seconds from a true fall's first frame until progress has fallen by more than `size` since then; None
+    where it has not within `FALL_WINDOW_S`.
+    """
+    ahead = np.asarray(progress_T[start : start + fall_window(fps) + 1], dtype=np.float64)
+    below = np.flatnonzero(np.maximum.accumulate(ahead) - ahead > size)
+    return float(below[0] / fps) if len(below) else None
 
 
 def falls_for_no_reason(progress_T: Floats, truth_T: Floats, fps: float) -> bool:

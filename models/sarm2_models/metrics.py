@@ -5,7 +5,8 @@ Each metric is split into per-episode contributions, whose sums `estimate` boots
 intervals are the 2.5 and 97.5 percentiles.
 
 Which episodes enter: *demos* are uneven successful demonstrations (`demo`), *clean demos* the expert alone
-(`clean_demo`), *rollouts* everything else (`perturbed` and `random`, failures and drops included). Truth is
+(`clean_demo`), *rollouts* everything else (`perturbed`, `random` and a learned `policy`'s, failures and drops
+included). Truth is
 the simulator's state potential, on every frame.
 
 Shapes: T frames, N episodes, P primitives.
@@ -21,8 +22,8 @@ import numpy as np
 import numpy.typing as npt
 
 from sarm2_models.estimate import Estimate, draws, ratio
-from sarm2_models.falls import fall_caught, falls, falls_for_no_reason
-from sarm2_models.ranking import kendall_of_triples, quality_of
+from sarm2_models.falls import alarm_delay, alarm_size, fall_caught, falls, falls_for_no_reason
+from sarm2_models.ranking import average_precision, kendall_of_triples, quality_of, roc_auc, spearman
 from sarm2_models.segments import matched_segments
 
 Floats: TypeAlias = npt.NDArray[np.floating]
@@ -68,7 +69,7 @@ class Scored:
                 raise ValueError(f"{name} has {length} values but the episode has {len(self.truth_T)} frames")
 
 
-# --- jitter and ranks ------------------------------------------------------------------------------
+# --- jitter -----------------------------------------------------------------------------------------
 
 
 def jitter_residuals(progress_T: Floats) -> Floats:
@@ -80,31 +81,6 @@ def jitter_residuals(progress_T: Floats) -> Floats:
         return np.zeros(0)
     windows = np.lib.stride_tricks.sliding_window_view(np.asarray(progress_T, np.float64), 5)
     return np.asarray(windows[:, 2] - np.median(windows, axis=1))
-
-
-def _ranks(values_N: Floats) -> Floats:
-    """Ranks from 1, ties sharing their mean rank."""
-    _, inverse, counts = np.unique(values_N, return_inverse=True, return_counts=True)
-    last = np.cumsum(counts)
-    return np.asarray((last - (counts - 1) / 2)[inverse], dtype=np.float64)
-
-
-def roc_auc(scores_N: Floats, positive_N: npt.NDArray[np.bool_]) -> float | None:
-    """Chance that a random positive scores above a random negative, ties counting half; None without both."""
-    positives = int(positive_N.sum())
-    negatives = len(positive_N) - positives
-    if positives == 0 or negatives == 0:
-        return None
-    above = _ranks(scores_N)[positive_N].sum() - positives * (positives + 1) / 2
-    return float(above / (positives * negatives))
-
-
-def spearman(left_N: Floats, right_N: Floats) -> float | None:
-    """Rank correlation; None where one side is constant. With time on one side this is VOC."""
-    left, right = _ranks(left_N), _ranks(right_N)
-    if left.std() == 0 or right.std() == 0:
-        return None
-    return float(np.corrcoef(left, right)[0, 1])
 
 
 # --- calibration -----------------------------------------------------------------------------------
@@ -128,6 +104,8 @@ def ece_of_bins(bins: Floats) -> float | None:
 Contribution: TypeAlias = Callable[[Scored], tuple[float, float]]
 """An episode's (numerator, denominator) of a ratio of sums."""
 
+SuccessArea: TypeAlias = Callable[[Floats, npt.NDArray[np.bool_]], float | None]
+
 
 def _demo(scored: Scored) -> bool:
     return scored.kind == "demo"
@@ -138,7 +116,19 @@ def _clean(scored: Scored) -> bool:
 
 
 def _rollout(scored: Scored) -> bool:
-    return scored.kind in ("perturbed", "random")
+    return scored.kind in ("perturbed", "random", "policy")
+
+
+def _perturbed(scored: Scored) -> bool:
+    return scored.kind == "perturbed"
+
+
+def _policy(scored: Scored) -> bool:
+    return scored.kind == "policy"
+
+
+def _shown(scored: Scored) -> bool:
+    return _demo(scored) or _clean(scored)
 
 
 def _any(scored: Scored) -> bool:
@@ -162,6 +152,31 @@ def _drops(scored: Scored) -> tuple[float, float]:
 
 def _false_drop(scored: Scored) -> tuple[float, float]:
     return float(falls_for_no_reason(scored.progress_T, scored.truth_T, scored.fps)), 1.0
+
+
+def _order_in_time(scored: Scored) -> tuple[float, float]:
+    return spearman(scored.progress_T, np.arange(float(len(scored.progress_T)))) or 0.0, 1.0
+
+
+def _recalled(size: float) -> Contribution:
+    def contribution(scored: Scored) -> tuple[float, float]:
+        delays = _delays(scored, size)
+        return float(sum(delay is not None for delay in delays)), float(len(delays))
+
+    return contribution
+
+
+def _delayed(size: float) -> Contribution:
+    def contribution(scored: Scored) -> tuple[float, float]:
+        known = [delay for delay in _delays(scored, size) if delay is not None]
+        return float(sum(known)), float(len(known))
+
+    return contribution
+
+
+def _delays(scored: Scored, size: float) -> list[float | None]:
+    true_falls = falls(scored.truth_T, scored.fps)
+    return [alarm_delay(scored.progress_T, start, scored.fps, size) for start, _ in true_falls]
 
 
 def _jitter(scored: Scored) -> tuple[float, float]:
@@ -216,14 +231,29 @@ def _width(scored: Scored) -> tuple[float, float]:
 # --- over all episodes -----------------------------------------------------------------------------
 
 
-def _auc(episodes: Sequence[Scored], seed: int) -> Estimate:
+def _success(episodes: Sequence[Scored], seed: int, area: SuccessArea) -> Estimate:
+    """An area under a curve of final progress against success."""
     final_N = np.array([scored.progress_T[-1] for scored in episodes], dtype=np.float64)
     success_N = np.array([scored.success for scored in episodes], dtype=bool)
-    value = roc_auc(final_N, success_N)
+    value = area(final_N, success_N)
     if value is None:
         return Estimate(None, None, None, len(episodes))
-    resampled = [roc_auc(final_N[draw], success_N[draw]) for draw in draws(len(episodes), seed)]
-    return Estimate.of(value, np.array([np.nan if auc is None else auc for auc in resampled]), len(episodes))
+    resampled = [area(final_N[draw], success_N[draw]) for draw in draws(len(episodes), seed)]
+    return Estimate.of(value, np.array([np.nan if one is None else one for one in resampled]), len(episodes))
+
+
+def _regresses(episodes: Sequence[Scored], seed: int) -> dict[str, Estimate]:
+    """Recall and delay of falls at the fixed false-alarm rate."""
+    clean = [scored for scored in episodes if _clean(scored)]
+    size = alarm_size([scored.progress_T for scored in clean], [scored.fps for scored in clean])
+    if size is None:
+        return dict.fromkeys(("regress_recall", "regress_delay_s"), Estimate(None, None, None, 0))
+    rollouts = [scored for scored in episodes if _rollout(scored)]
+    pairs = [_recalled(size)(scored) for scored in rollouts]
+    return {
+        "regress_recall": replace(ratio(pairs, seed), n=int(sum(total for _, total in pairs))),
+        "regress_delay_s": ratio([_delayed(size)(scored) for scored in rollouts], seed),
+    }
 
 
 def _ranking(episodes: Sequence[Scored], seed: int) -> Estimate:
@@ -263,25 +293,31 @@ def evaluate(
       the model, of the clock t / mean(T) clipped to 1, and of the constant 0.5. `demo_mse_macro` averages
       episodes instead of frames.
     - `rollout_mse`, `state_only_mse`, `images_only_mse`: the same over all frames of rollouts, of the model
-      and of heads that see only the proprioceptive state, or only the images. `perturbed_mse` leaves random
-      motion out.
+      and of heads that see only the proprioceptive state, or only the images. `perturbed_mse` and
+      `policy_mse` are over rollouts of that kind alone.
     - `drop_recall`: of the falls of true progress by 0.2 or more within 1.2 s (rollouts), the share where
       ours falls by at least half as much within the same 1.2 s.
     - `false_drop_rate`: share of clean demos in which ours falls by 0.1 or more within 1.2 s where truth does
       not.
+    - `regress_recall`, `regress_delay_s`: an alarm goes off where progress has fallen, within 1.2 s, by more
+      than it does in all but 2 % of the clean demos (each model has its own such size, .02 at least). Of the
+      true falls as above, the share with an alarm within 1.2 s, and the mean seconds until it goes off.
+    - `voc`: mean over demos of the rank correlation of progress and time. Any clock has 1: it says nothing
+      alone.
     - `jitter`: standard deviation (about 0) of progress minus its centred running median of 5, all episodes.
     - `primitive_accuracy`, `group_accuracy`: share of demo frames with the right primitive, the right group
       of it; `primitive_accuracy_without_null` leaves frames out that are truly null;
-      `rollout_primitive_accuracy` is over rollouts.
+      `rollout_primitive_accuracy` and `rollout_primitive_accuracy_without_null` are over rollouts.
     - `hierarchical_loss`: mean over demo frames of 0 for the right primitive, .5 for another one of its
       group, 1 otherwise. `segment_f1`: F1 of predicted segments that overlap a true one by half, on demos.
     - `ranking`: mean Kendall tau_a over (failure, partial, success) triples of rollouts of one task, by final
       progress, averaged over tasks that have such triples.
     - `success_auc`: area under the ROC curve of final progress against success as the simulator knows it,
-      over rollouts.
+      over rollouts; `policy_success_auc` over those of learned policies. `success_auprc`: the area under the
+      precision-recall curve, over rollouts.
     - `ece`: expected calibration error of the stage confidence in 15 equal bins, all frames of all episodes.
     - `interval_coverage`, `interval_width`: share of frames whose true progress lies inside the interval, and
-      its mean width, all episodes.
+      its mean width, all episodes; `..._demo` over demos and clean demos, `..._rollout` over rollouts.
 
     Args:
         groups: the group of each primitive, P indices.
@@ -295,20 +331,27 @@ def evaluate(
         "constant_mse": (_demo, _squared_error("constant")),
         "demo_mse_macro": (_demo, _macro(_squared_error(None))),
         "rollout_mse": (_rollout, _squared_error(None)),
-        "perturbed_mse": (lambda scored: scored.kind == "perturbed", _squared_error(None)),
+        "perturbed_mse": (_perturbed, _squared_error(None)),
+        "policy_mse": (_policy, _squared_error(None)),
         "state_only_mse": (_rollout, _squared_error("state_only")),
         "images_only_mse": (_rollout, _squared_error("images_only")),
         "drop_recall": (_rollout, _drops),
         "false_drop_rate": (_clean, _false_drop),
+        "voc": (_demo, _order_in_time),
         "jitter": (_any, _jitter),
         "primitive_accuracy": (_demo, _primitive),
         "primitive_accuracy_without_null": (_demo, _primitive_without(null_index)),
         "rollout_primitive_accuracy": (_rollout, _primitive),
+        "rollout_primitive_accuracy_without_null": (_rollout, _primitive_without(null_index)),
         "group_accuracy": (_demo, _group(group_P)),
         "hierarchical_loss": (_demo, _hierarchical(group_P)),
         "segment_f1": (_demo, _segments),
         "interval_coverage": (_any, _covered),
+        "interval_coverage_demo": (_shown, _covered),
+        "interval_coverage_rollout": (_rollout, _covered),
         "interval_width": (_any, _width),
+        "interval_width_demo": (_shown, _width),
+        "interval_width_rollout": (_rollout, _width),
     }
     known = set.intersection(*(set(scored.others) for scored in episodes)) if episodes else set()
     others = {"clock_mse": "clock", "constant_mse": "constant"}
@@ -323,7 +366,10 @@ def evaluate(
         if key == "drop_recall":
             estimates[key] = replace(estimates[key], n=int(sum(total for _, total in pairs)))
     rollouts = [scored for scored in episodes if _rollout(scored)]
-    estimates["success_auc"] = _auc(rollouts, seed)
+    estimates |= _regresses(episodes, seed)
+    estimates["success_auc"] = _success(rollouts, seed, roc_auc)
+    estimates["success_auprc"] = _success(rollouts, seed, average_precision)
+    estimates["policy_success_auc"] = _success([one for one in rollouts if _policy(one)], seed, roc_auc)
     estimates["ranking"] = _ranking(rollouts, seed)
     estimates["ece"] = _ece(episodes, seed)
     return estimates

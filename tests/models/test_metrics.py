@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from sarm2_models import metrics
-from sarm2_models.falls import falls
+from sarm2_models.falls import alarm_size, fallen, falls
 from sarm2_models.metrics import Scored, evaluate, evaluate_by_task
 
 GROUPS = (0, 0, 1, 2)
@@ -118,6 +118,70 @@ def test_a_false_drop_is_a_fall_of_ours_on_a_clean_demo_where_truth_does_not_fal
     assert value([scored(rising, dented, kind="clean_demo")], "false_drop_rate") == 1.0
     assert value([scored(dented, dented, kind="clean_demo")], "false_drop_rate") == 0.0
     assert value([scored(rising, dented, kind="demo")], "false_drop_rate") is None
+
+
+def test_an_alarm_goes_off_beyond_what_all_but_the_allowed_share_of_clean_demonstrations_show() -> None:
+    dents = np.linspace(0.03, 0.4, 100)
+    clean = [np.array([0.0, 0.5, 0.5 - dent, 0.6]) for dent in dents]
+    size = alarm_size(clean, [10.0] * 100)
+    assert size is not None
+    assert sum(float(fallen(one, 10.0).max()) > size + 1e-9 for one in clean) == 2
+    assert alarm_size([np.linspace(0, 1, 5)], [10.0]) == 0.02
+    assert alarm_size([], []) is None
+
+
+def test_a_regress_is_recalled_with_its_delay_at_the_clean_demonstrations_alarm() -> None:
+    clean = scored([0.0, 0.5, 1.0], [0.0, 0.5, 0.45], kind="clean_demo")  # its largest fall: .05
+    truth = [0.8] * 5 + [0.4] * 20
+    quick = scored(truth, [0.8] * 5 + [0.74] * 20, kind="perturbed")  # .06 at once, a frame after frame 4
+    slow = scored(truth, [0.8] * 8 + [0.7] * 17, kind="policy")  # three frames later
+    silent = scored(truth, [0.8] * 5 + [0.76] * 20, kind="perturbed")  # .04 never goes off
+    found = evaluate([clean, quick, slow, silent], GROUPS, NULL)
+    assert found["regress_recall"].value == pytest.approx(2 / 3)
+    assert found["regress_recall"].n == 3
+    assert found["regress_delay_s"].value == pytest.approx((0.1 + 0.4) / 2)
+    assert value([quick], "regress_recall") is None, "without clean demonstrations there is no alarm"
+
+
+def test_order_in_time_is_one_for_a_clock_and_nothing_for_a_constant() -> None:
+    truth = [0.0, 0.2, 0.6, 1.0]
+    assert value([scored(truth)], "voc") == pytest.approx(1.0)
+    assert value([scored(truth, truth[::-1])], "voc") == pytest.approx(-1.0)
+    assert value([scored(truth), scored(truth, [0.5] * 4)], "voc") == pytest.approx(0.5)
+
+
+def test_a_learned_policys_rollouts_are_rollouts_and_measured_apart() -> None:
+    rollouts = [
+        scored([0.0, 0.5], [0.0, 0.3], kind="policy", success=False),
+        scored([0.0, 1.0], [0.0, 1.0], kind="policy"),
+        scored([0.0, 0.5], [0.0, 1.0], kind="perturbed", success=False),
+    ]
+    assert value(rollouts, "policy_mse") == pytest.approx(0.04 / 4)
+    assert value(rollouts, "rollout_mse") == pytest.approx((0.04 + 0.25) / 6)
+    assert value(rollouts, "policy_success_auc") == 1.0
+    assert value(rollouts, "success_auc") == pytest.approx(0.75)  # one tie in two pairs
+    assert value(rollouts, "success_auprc") == pytest.approx(0.5)  # the success stands beside a failure
+
+
+def test_coverage_of_demonstrations_and_of_rollouts_apart() -> None:
+    inside, outside = scored([0.5] * 4), scored([0.5] * 4, [0.8] * 4, kind="perturbed", width=0.2)
+    clean = scored([0.5] * 4, [0.8] * 4, kind="clean_demo")
+    found = {
+        key: one.value
+        for key, one in evaluate([inside, clean, outside], GROUPS, NULL).items()
+        if "interval" in key
+    }
+    assert found["interval_coverage"] == pytest.approx(1 / 3)
+    assert (found["interval_coverage_demo"], found["interval_coverage_rollout"]) == (0.5, 0.0)
+    assert found["interval_width_demo"] == pytest.approx(0.2)
+    assert found["interval_width_rollout"] == pytest.approx(0.4)
+
+
+def test_rollout_accuracy_without_null_leaves_idling_out() -> None:
+    said, true = [0, 1, 0, 0], [0, 0, NULL, NULL]
+    rollout = scored([0.5] * 4, kind="perturbed", primitives=(said, true))
+    assert value([rollout], "rollout_primitive_accuracy") == pytest.approx(1 / 4)
+    assert value([rollout], "rollout_primitive_accuracy_without_null") == pytest.approx(1 / 2)
 
 
 def test_jitter_sees_trembling_and_no_step() -> None:

@@ -7,7 +7,7 @@ import itertools
 import numpy as np
 import pytest
 
-from sarm2_models.ranking import kendall_of_triples, quality_of
+from sarm2_models.ranking import average_precision, kendall_of_triples, quality_of
 
 
 def counted(final: np.ndarray, quality: np.ndarray) -> float:
@@ -41,3 +41,11 @@ def test_without_one_of_the_classes_there_is_no_ranking() -> None:
 def test_an_unfinished_rollout_is_partial_from_a_third_on() -> None:
     final, success = np.array([0.2, 1 / 3, 0.9, 0.1]), np.array([False, False, False, True])
     assert quality_of(final, success).tolist() == [0, 1, 1, 2]
+
+
+def test_average_precision_by_hand() -> None:
+    scores, good = np.array([0.9, 0.8, 0.7, 0.6]), np.array([True, False, True, False])
+    assert average_precision(scores, good) == pytest.approx((1 / 1 + 2 / 3) / 2)
+    assert average_precision(-scores, good) == pytest.approx((1 / 2 + 2 / 4) / 2)
+    assert average_precision(np.full(4, 0.5), good) == pytest.approx(0.5)  # one step: the share of positives
+    assert average_precision(scores, np.zeros(4, dtype=bool)) is None

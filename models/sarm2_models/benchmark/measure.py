@@ -11,7 +11,8 @@ from sarm2_models.benchmark.contenders import CONTENDERS, SARM2
 from sarm2_models.benchmark.exams import Exam, exam_split
 from sarm2_models.benchmark.layout import BenchmarkFolder, load_predictions
 from sarm2_models.estimate import Estimate, ratio
-from sarm2_models.metrics import Scored, evaluate, spearman
+from sarm2_models.metrics import Scored, evaluate
+from sarm2_models.ranking import spearman
 from sarm2_models.train.ladder import mean_demo_frames, scored_episodes
 
 PROGRESS_METRICS = (
@@ -19,22 +20,31 @@ PROGRESS_METRICS = (
     "demo_mse_macro",
     "rollout_mse",
     "perturbed_mse",
+    "policy_mse",
     "success_auc",
+    "success_auprc",
+    "policy_success_auc",
     "ranking",
     "drop_recall",
     "false_drop_rate",
+    "regress_recall",
+    "regress_delay_s",
+    "voc",
     "jitter",
 )
 STAGE_METRICS = (
     "primitive_accuracy",
     "primitive_accuracy_without_null",
     "rollout_primitive_accuracy",
+    "rollout_primitive_accuracy_without_null",
     "group_accuracy",
     "hierarchical_loss",
     "segment_f1",
     "ece",
 )
-INTERVAL_METRICS = ("interval_coverage", "interval_width")
+INTERVAL_METRICS = tuple(
+    f"interval_{what}{where}" for where in ("", "_demo", "_rollout") for what in ("coverage", "width")
+)
 TRICKS = ("voc_reversed", "instruction_margin")
 HONEST: tuple[Exam, ...] = ("test", "policy")
 RATIOS = ("demo_mse", "rollout_mse")
