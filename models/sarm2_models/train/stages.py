@@ -31,6 +31,7 @@ from sarm2_models.train.variants import (
     save_module,
     variant_config,
 )
+from sarm2_models.train.windows import hints_of
 
 MODEL_ID = "sarm2-metaworld"
 
@@ -94,6 +95,7 @@ def heads(ticker: Ticker, run: RunFolder, variant: Variant) -> None:
             plan,
             folder,
             seed=run.seed,
+            hints_TH=hints_of(run.corpus("train")),
             tick=lambda done, _, note: ticker.tick(done, total, note),
         )
         save_module(folder / "stage.safetensors", stage)
