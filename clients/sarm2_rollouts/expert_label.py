@@ -2,7 +2,8 @@
 
 At a frame the simulator is cloned and the scripted expert runs on from there until success; progress is
 1 - steps / steps from the first frame. It needs no stages, falls on a drop and stays near 0 for random
-motion, but costs 10 to 200 ms a label and is noisy where the expert recovers badly. Nothing trains on it.
+motion, but costs 10 to 200 ms a label and is noisy where the expert recovers badly. Nothing trains on it; the
+report of a training run says how far the two truths agree.
 """
 
 from __future__ import annotations

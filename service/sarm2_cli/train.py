@@ -52,7 +52,8 @@ def train(
 
     About two hours for all fifteen tasks on two cores, half an hour for three. The report (`OUT/report/`)
     climbs a ladder: heads on the true simulator state (the ceiling), on the image tower's features, on images
-    or state alone, the clock, and a constant. Stopped runs lose at most a minute or two: add `--resume`.
+    or state alone, the clock, and a constant. It also checks the labels of a few episodes against the
+    scripted expert's steps to go. Stopped runs lose at most a minute or two: add `--resume`.
 
     With `--encoder` no tower is trained: the given one embeds pictures and texts, and the heads take its
     width. The bundle copies a folder and refers to a name on the hub. A SigLIP-2 base embeds a few pictures

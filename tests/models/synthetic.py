@@ -16,7 +16,8 @@ from rich.console import Console
 from sarm2_client.images import encode_jpeg
 from sarm2_models.train.layout import RunFolder
 from sarm2_models.train.plan import PlannedEpisode, Split, planned_episodes
-from sarm2_rollouts.episode import Episode, LabelledSegment
+from sarm2_rollouts.episode import Episode, EpisodeKind, LabelledSegment
+from sarm2_rollouts.expert_label import CrossCheck
 from sarm2_rollouts.lerobot_writer import write_dataset
 from sarm2_rollouts.simulator_state import SIMULATOR_NAMES
 from sarm2_rollouts.tasks import ACTION_NAMES, CAMERAS, FPS, IMAGE_SIZE, STATE_NAMES, TASKS
@@ -66,6 +67,16 @@ def write_synthetic(plan: Sequence[PlannedEpisode], root: Path) -> None:
 def record_synthetic(run: RunFolder, split: Split, workers: int, console: Console) -> None:
     """In the place of the simulator, for `TrainingRun`."""
     write_synthetic(planned_episodes(run.plan, run.tasks, split, run.seed), run.dataset(split))
+
+
+def check_by_hand(task_name: str, kind: EpisodeKind, seed: int) -> CrossCheck:
+    """In the place of the simulator, for `TrainingRun`: labels of four frames.
+
+    Those of demonstrations differ by .1 in one frame; those of rollouts by .2, and one is unknown.
+    """
+    potential = [0.0, 0.25, 0.5, 1.0] if kind == "demo" else [0.0, 0.6, 0.3, 0.3]
+    steps = [0.0, 0.25, 0.6, 1.0] if kind == "demo" else [0.0, 0.4, 0.3, np.nan]
+    return CrossCheck(np.arange(0, 20, 5), np.array(potential, np.float32), np.array(steps, np.float32))
 
 
 def _picture(colour: int, progress: float, height: int) -> npt.NDArray[np.uint8]:

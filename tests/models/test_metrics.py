@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import pytest
 
-from sarm2_models import metrics
+from sarm2_models import metrics, ranking
 from sarm2_models.falls import alarm_size, fallen, falls
 from sarm2_models.metrics import Scored, evaluate, evaluate_by_task
 
@@ -211,9 +211,9 @@ def test_auc_is_the_share_of_well_ordered_pairs() -> None:
 
 def test_spearman_is_one_for_any_rising_curve_and_minus_one_reversed() -> None:
     curve = np.array([0.0, 0.1, 0.5, 0.9])
-    assert metrics.spearman(curve, np.arange(4.0)) == pytest.approx(1.0)
-    assert metrics.spearman(curve[::-1], np.arange(4.0)) == pytest.approx(-1.0)
-    assert metrics.spearman(np.ones(4), np.arange(4.0)) is None
+    assert ranking.spearman(curve, np.arange(4.0)) == pytest.approx(1.0)
+    assert ranking.spearman(curve[::-1], np.arange(4.0)) == pytest.approx(-1.0)
+    assert ranking.spearman(np.ones(4), np.arange(4.0)) is None
 
 
 def test_ece_is_the_gap_between_confidence_and_accuracy() -> None:

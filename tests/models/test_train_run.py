@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from models.synthetic import record_synthetic, synthetic_episode
+from models.synthetic import check_by_hand, record_synthetic, synthetic_episode
 from models.tiny import save_siglip
 from sarm2_client.errors import Conflict, InvalidInput, NotFound
 from sarm2_models.checkpoint import load_bundle, read_manifest
@@ -65,7 +65,9 @@ def in_process(jobs: Sequence[Job], *, at_once: int, console: Console) -> None:
 
 def training_run(root: Path, seed: int = 0, given: GivenEncoder | None = None) -> TrainingRun:
     run = RunFolder(root, PLAN, TASKS, seed, given)
-    return TrainingRun(run, 2, Console(quiet=True), recorder=record_synthetic, runner=in_process)
+    return TrainingRun(
+        run, 2, Console(quiet=True), recorder=record_synthetic, checker=check_by_hand, runner=in_process
+    )
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +94,10 @@ def test_the_report_has_every_rung_and_what_it_was_made_from(finished: RunFolder
     assert report["ladder"]["constant"]["demo_mse"]["value"] > 0
     assert report["data"]["train"]["episodes"] == len(TASKS) * 4
     assert set(report["validation"]["tasks"]) == set(TASKS)
-    for picture in ("curves.png", "ladder.png"):
+    assert set(report["labels"]) == set(TASKS)
+    assert report["labels"]["hammer"]["demo_mse"] == pytest.approx(0.1**2 / 4)
+    assert report["labels"]["hammer"]["episodes"] == 2 * PLAN.label_checks
+    for picture in ("curves.png", "ladder.png", "labels.png"):
         assert (finished.bundle / "report" / picture).read_bytes().startswith(b"\x89PNG")
 
 
@@ -116,18 +121,19 @@ def test_a_run_goes_on_at_the_stage_where_it_stopped(tmp_path: Path) -> None:
         calls.extend(job.name for job in jobs)
         if jobs[0].name == "index":
             raise RuntimeError("the machine was switched off")
-        raise KeyboardInterrupt
+        in_process(jobs, at_once=at_once, console=console)
 
     training = training_run(tmp_path)
     training.runner = failing
     with pytest.raises(RuntimeError):
         training.start(resume=False)
     index = json.loads((tmp_path / "run.json").read_text())
-    assert list(index["finished"]) == ["record"]
+    assert list(index["finished"]) == ["record", "labels"]
     training.recorder = lambda *_: pytest.fail("recorded twice")
+    training.checker = lambda *_: pytest.fail("checked twice")
     with pytest.raises(RuntimeError):
         training.start(resume=True)
-    assert calls == ["index", "index"]
+    assert calls == ["labels 1", "labels 2", "index", "index"]
 
 
 # --- a given encoder -------------------------------------------------------------------------------

@@ -24,7 +24,7 @@ from sarm2_models.train.ladder import clock
 from sarm2_models.train.plan import HeadPlan, PlannedEpisode, TowerPlan
 from sarm2_models.train.tower import dense_loss, sigmoid_loss, train_tower
 from sarm2_models.train.variants import Heads, load_heads, save_module, text_codes
-from sarm2_models.train.windows import Frames
+from sarm2_models.train.windows import Frames, hints_of
 from sarm2_models.vocabulary import load_vocabulary
 
 VOCABULARY = load_vocabulary("metaworld")
@@ -84,11 +84,14 @@ def test_the_sigmoid_loss_asks_for_true_texts_and_against_false_ones() -> None:
 # --- heads -----------------------------------------------------------------------------------------
 
 
-def test_a_resumed_stage_estimator_ends_with_the_same_weights(frames: Frames, tmp_path: Path) -> None:
-    whole = train_stage(CONFIG, frames, PLAN, tmp_path / "a", seed=3)
-    train_stage(CONFIG, frames, PLAN, tmp_path / "b", seed=3, stop_after=4)
+def test_a_resumed_stage_estimator_ends_with_the_same_weights(
+    frames: Frames, corpus: Corpus, tmp_path: Path
+) -> None:
+    hints_TH = hints_of(corpus)
+    whole = train_stage(CONFIG, frames, PLAN, tmp_path / "a", seed=3, hints_TH=hints_TH)
+    train_stage(CONFIG, frames, PLAN, tmp_path / "b", seed=3, hints_TH=hints_TH, stop_after=4)
     assert (tmp_path / "b" / "stage.checkpoint.safetensors").exists()
-    resumed = train_stage(CONFIG, frames, PLAN, tmp_path / "b", seed=3)
+    resumed = train_stage(CONFIG, frames, PLAN, tmp_path / "b", seed=3, hints_TH=hints_TH)
     for name, expected in whole.state_dict().items():
         torch.testing.assert_close(resumed.state_dict()[name], expected, rtol=0, atol=0, msg=name)
     assert not list((tmp_path / "b").iterdir()), "a finished training leaves no checkpoint"

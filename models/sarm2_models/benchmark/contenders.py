@@ -30,7 +30,7 @@ from sarm2_models.train.ladder import CONSTANT, clock, mean_demo_frames
 from sarm2_models.train.loop import Rate, Steps, Tick, fit
 from sarm2_models.train.plan import HeadPlan, Split
 from sarm2_models.train.variants import Heads, Variant, load_module, save_module, variant_config
-from sarm2_models.train.windows import Frames
+from sarm2_models.train.windows import Frames, hints_of
 from sarm2_models.value import ValueDecoder, ValueOutput
 from sarm2_models.window import Float32Array
 from sarm2_rollouts.tasks import task_spec
@@ -143,7 +143,9 @@ def stage_estimator(
     path = folder / "stage.safetensors"
     if not path.exists():
         frames, plan = bench.run.frames(variant, "train"), bench.run.plan.heads
-        save_module(path, train_stage(config, frames, plan, folder, seed=seed, tick=tick))
+        hints_TH = hints_of(bench.run.corpus("train"))
+        stage = train_stage(config, frames, plan, folder, seed=seed, hints_TH=hints_TH, tick=tick)
+        save_module(path, stage)
     return load_module(path, StageEstimator(config))
 
 

@@ -86,6 +86,7 @@ def train_stage(
     folder: Path,
     *,
     seed: int,
+    hints_TH: Float32Array | None = None,
     tick: Tick = silent,
     stop_after: int | None = None,
 ) -> StageEstimator:
@@ -93,10 +94,11 @@ def train_stage(
 
     Args:
         folder: where checkpoints go; one that is there is gone on from.
+        hints_TH: float32, privileged: what the estimator is also asked for (see `windows.hints_of`).
         stop_after: give up after this many steps in all, keeping a checkpoint (for tests of resuming).
     """
     torch.manual_seed(seed)
-    hints_TH = np.zeros((len(frames), 1), np.float32) if frames.hints_TH is None else frames.hints_TH
+    hints_TH = np.zeros((len(frames), 1), np.float32) if hints_TH is None else hints_TH
     model = HintedStage(StageEstimator(config), hints_TH.shape[1])
     model.estimator.fit_inputs(torch.from_numpy(frames.embeddings_TCD))
     labels_T = torch.from_numpy(frames.primitive_T)

@@ -2,12 +2,13 @@
 
 run.json                settings, finished stages and their seconds
 data/SPLIT/             LeRobot v3.0 datasets (JPEG in parquet)
+labels/TASK.json        both labels of a few episodes
 index/SPLIT/            the same as flat arrays
 tower/encoder/          the frozen tower, as `transformers` saves it; missing if one was given
 embeddings/SPLIT.K.npy  embeddings, in shards
 heads/VARIANT/          stage.safetensors, value.safetensors
 calibration.json
-report/                 report.json, ladder.png, curves.png
+report/                 report.json, ladder.png, curves.png, labels.png
 bundle/                 the result
 """
 
@@ -92,6 +93,10 @@ class RunFolder:
     def dataset(self, split: Split) -> Path:
         """A split's LeRobot dataset."""
         return self.root / "data" / split
+
+    def labels(self, task: str) -> Path:
+        """A task's episodes that were labelled both ways."""
+        return self.root / "labels" / f"{task}.json"
 
     def index(self, split: Split) -> Path:
         """A split's flat arrays."""

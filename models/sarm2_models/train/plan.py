@@ -128,6 +128,8 @@ class TrainPlan:
         model: name of the sizes, see `config.preset`.
         default_encoder: the frozen encoder of runs that are given no other: a folder or a name on the hub.
             None: they train `tower`.
+        label_checks: demonstrations of each task, and as many rollouts, whose labels are checked against the
+            expert's steps to go.
     """
 
     name: str
@@ -136,6 +138,7 @@ class TrainPlan:
     default_encoder: str | None = None
     tower: TowerPlan = field(default_factory=TowerPlan)
     heads: HeadPlan = field(default_factory=HeadPlan)
+    label_checks: int = 4
 
     def for_tasks(self, count: int) -> TrainPlan:
         """The plan with as many steps as `count` tasks need."""
@@ -195,6 +198,7 @@ PLANS: MappingProxyType[str, TrainPlan] = MappingProxyType(
             },
             tower=TowerPlan(steps=20, batch=32),
             heads=HeadPlan(stage_steps=30, value_steps=30, batch=64),
+            label_checks=1,
         ),
     }
 )

@@ -1,4 +1,4 @@
-"""The report's pictures: curves over the truth, and the ladder."""
+"""The report's pictures: curves over the truth, the ladder, and both labels of each task."""
 
 from __future__ import annotations
 
@@ -11,10 +11,13 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.lines import Line2D
 
 from sarm2_models.falls import falls
 from sarm2_models.metrics import Scored
+from sarm2_models.train.label_check import DEMO, ROLLOUT, CheckedEpisode
 from sarm2_models.vocabulary import Vocabulary
+from sarm2_rollouts.tasks import FPS
 
 OURS, TRUTH, WRONG = "#1f5fbf", "#333333", "#d1495b"
 COLUMNS: tuple[tuple[str, str], ...] = (
@@ -23,6 +26,7 @@ COLUMNS: tuple[tuple[str, str], ...] = (
     ("failure", "failed"),
     ("random", "random motion"),
 )
+LABEL_COLUMNS = 5
 
 
 def draw_curves(episodes: Sequence[Scored], vocabulary: Vocabulary, path: Path) -> None:
@@ -67,6 +71,51 @@ def draw_ladder(ladder: Mapping[str, Mapping[str, Mapping[str, Any]]], path: Pat
     figure.tight_layout()
     figure.savefig(path, dpi=80)
     plt.close(figure)
+
+
+def draw_labels(checks: Mapping[str, Sequence[CheckedEpisode]], path: Path) -> None:
+    """A small panel a task: both labels of one demonstration and of one rollout."""
+    columns = min(LABEL_COLUMNS, len(checks))
+    rows = -(-len(checks) // columns)
+    figure, axes = plt.subplots(
+        rows, columns, figsize=(2.5 * columns + 0.6, 1.8 * rows + 0.5), squeeze=False, sharey=True
+    )
+    for axis in axes.flat[len(checks) :]:
+        axis.axis("off")
+    for axis, (task, checked) in zip(axes.flat, checks.items(), strict=False):
+        for kind, colour in ((DEMO, OURS), (ROLLOUT, WRONG)):
+            _draw_both_labels(axis, next((one for one in checked if one.kind == kind), None), colour)
+        axis.set_title(task, fontsize=9)
+        axis.set_xlabel("seconds", fontsize=7)
+        axis.set_ylim(-0.05, 1.05)
+        axis.tick_params(labelsize=7)
+        axis.spines[["top", "right"]].set_visible(False)
+    entries = {
+        "demonstration": Line2D([], [], color=OURS),
+        "by the state": Line2D([], [], color=TRUTH),
+        "rollout": Line2D([], [], color=WRONG),
+        "by the expert's steps to go": Line2D([], [], color=TRUTH, linestyle="--", marker="."),
+    }
+    figure.legend(
+        entries.values(),
+        entries.keys(),
+        loc="lower center",
+        ncols=2,
+        fontsize=7,
+        frameon=False,
+        handlelength=4,
+    )
+    figure.tight_layout(rect=(0, 0.45 / figure.get_figheight(), 1, 1))
+    figure.savefig(path, dpi=70)
+    plt.close(figure)
+
+
+def _draw_both_labels(axis: Any, one: CheckedEpisode | None, colour: str) -> None:
+    if one is not None:
+        seconds_N, check = one.check.frames_N / FPS, one.check
+        axis.plot(seconds_N, check.potential_N, color=colour, linewidth=1.5)
+        # Dots too: a frame between two from which the expert never gets there has no line.
+        axis.plot(seconds_N, check.steps_to_go_N, ".--", color=colour, linewidth=1, markersize=4)
 
 
 def _pick(episodes: Sequence[Scored], what: str) -> Scored | None:

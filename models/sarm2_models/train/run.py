@@ -1,6 +1,7 @@
 """One training run from nothing to a bundle, stage by stage; what is finished is never done twice.
 
 record      episodes into LeRobot v3.0 datasets, three splits, two simulator processes
+labels      a few episodes of every task labelled by the expert's steps to go too, to check the labels
 index       the datasets as flat arrays
 blind       heads on the true simulator state (the ceiling) and on proprioception alone
 tower       the image tower, then frozen; left out if the run was given an encoder
@@ -8,7 +9,7 @@ embed       every frame once
 heads       the model's heads, and heads on images alone
 calibrate   temperature, uncertain rule and interval, on held-out episodes
 bundle      the result
-report      every rung of the ladder on other held-out episodes; pictures
+report      every rung of the ladder on other held-out episodes, the labels' check; pictures
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,10 +28,12 @@ from rich.table import Table
 from sarm2_client.errors import Conflict
 from sarm2_models.train import stages
 from sarm2_models.train.jobs import Job, run_jobs
+from sarm2_models.train.label_check import Checker
 from sarm2_models.train.ladder import CEILING_BAR, RUNG_METRICS
 from sarm2_models.train.layout import SHARDS, RunFolder
 from sarm2_models.train.plan import Split, planned_episodes
 from sarm2_models.train.variants import Variant
+from sarm2_rollouts.expert_label import cross_check
 from sarm2_rollouts.recorder import record
 
 RECORD = "run.json"
@@ -52,6 +55,7 @@ class TrainingRun:
         workers: processes for recording and training.
         console: where bars and tables go.
         recorder: makes a split's dataset; the simulated robot by default.
+        checker: labels an episode both ways; with the simulated robot by default.
         runner: carries jobs out; child processes by default.
     """
 
@@ -59,6 +63,7 @@ class TrainingRun:
     workers: int = 2
     console: Console = field(default_factory=Console)
     recorder: Recorder = record_split
+    checker: Checker = cross_check
     runner: Callable[..., None] = run_jobs
 
     def start(self, *, resume: bool) -> Path:
@@ -85,6 +90,7 @@ class TrainingRun:
         tower = ("tower", lambda: self._jobs(("image tower", stages.tower, ()), alone=True))
         return [
             ("record", self._record),
+            ("labels", self._labels),
             ("index", lambda: self._jobs(("index", stages.index, ()))),
             ("blind", lambda: self._heads("ceiling", "state_only")),
             *([] if self.run.given else [tower]),
@@ -101,11 +107,11 @@ class TrainingRun:
                 self.console.print(f"episodes for {split}")
                 self.recorder(self.run, split, self.workers, self.console)
 
+    def _labels(self) -> None:
+        self._shared("labels", stages.labels, self.run.tasks, self.checker)
+
     def _embed(self) -> None:
-        shares = [list(range(SHARDS))[start :: self.workers] for start in range(self.workers)]
-        self._jobs(
-            *((f"embed {number + 1}", stages.embed, (share,)) for number, share in enumerate(shares) if share)
-        )
+        self._shared("embed", stages.embed, list(range(SHARDS)))
 
     def _heads(self, *variants: Variant) -> None:
         self._jobs(*((f"heads {variant}", stages.heads, (variant,)) for variant in variants))
@@ -113,6 +119,11 @@ class TrainingRun:
     def _report(self) -> None:
         self._jobs(("report", stages.report, ()), alone=True)
         shutil.copytree(self.run.report, self.run.bundle / "report", dirs_exist_ok=True)
+
+    def _shared(self, name: str, call: Callable[..., None], things: Sequence[Any], *more: Any) -> None:
+        """The same job for every worker, each on its share of `things`."""
+        shares = [things[start :: self.workers] for start in range(self.workers)]
+        self._jobs(*((f"{name} {n + 1}", call, (share, *more)) for n, share in enumerate(shares) if share))
 
     def _jobs(self, *work: tuple[str, Callable[..., None], tuple[Any, ...]], alone: bool = False) -> None:
         """Run jobs side by side; one that runs alone gets all the threads."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -17,10 +18,18 @@ from sarm2_models.train.corpus import index_dataset
 from sarm2_models.train.embed import embed_shard, shard_bounds
 from sarm2_models.train.heads import predict_logits, train_stage, train_value
 from sarm2_models.train.jobs import Ticker
+from sarm2_models.train.label_check import (
+    CheckedEpisode,
+    Checker,
+    agreement,
+    load_checks,
+    planned_checks,
+    save_checks,
+)
 from sarm2_models.train.ladder import climb, mean_demo_frames, scored_episodes
 from sarm2_models.train.layout import SHARDS, RunFolder
 from sarm2_models.train.plan import SEED_BLOCKS, Split
-from sarm2_models.train.report import draw_curves, draw_ladder
+from sarm2_models.train.report import draw_curves, draw_labels, draw_ladder
 from sarm2_models.train.tower import train_tower
 from sarm2_models.train.variants import (
     ABLATIONS,
@@ -31,8 +40,23 @@ from sarm2_models.train.variants import (
     save_module,
     variant_config,
 )
+from sarm2_models.train.windows import hints_of
 
 MODEL_ID = "sarm2-metaworld"
+
+
+def labels(ticker: Ticker, run: RunFolder, tasks: Sequence[str], checker: Checker) -> None:
+    """Label a few episodes of some tasks both ways; a task whose file is there is left as it is."""
+    missing = [task for task in tasks if not run.labels(task).exists()]
+    planned = [one for one in planned_checks(run.plan, run.tasks, run.seed) if one.task_name in missing]
+    done = 0
+    for task in missing:
+        checked = []
+        for one in (one for one in planned if one.task_name == task):
+            checked.append(CheckedEpisode(one.kind, one.seed, checker(task, one.kind, one.seed)))
+            done += 1
+            ticker.tick(done, len(planned), task)
+        save_checks(run.labels(task), checked)
 
 
 def index(ticker: Ticker, run: RunFolder) -> None:
@@ -94,6 +118,7 @@ def heads(ticker: Ticker, run: RunFolder, variant: Variant) -> None:
             plan,
             folder,
             seed=run.seed,
+            hints_TH=hints_of(run.corpus("train")),
             tick=lambda done, _, note: ticker.tick(done, total, note),
         )
         save_module(folder / "stage.safetensors", stage)
@@ -151,6 +176,7 @@ def report(ticker: Ticker, run: RunFolder) -> None:
     """Measure every rung on the validation episodes; write report.json and the pictures."""
     corpus, vocabulary = run.corpus("validation"), run.vocabulary
     fitted, means = run.load_calibration(), mean_demo_frames(run.corpus("train"))
+    checks = {task: load_checks(run.labels(task)) for task in run.tasks}
     rungs: dict[str, Predictions] = {}
     for number, variant in enumerate(VARIANTS):
         rules = fitted if variant == "full" else Calibration()
@@ -164,11 +190,13 @@ def report(ticker: Ticker, run: RunFolder) -> None:
     run.report.mkdir(parents=True, exist_ok=True)
     draw_ladder(ladder, run.report / "ladder.png")
     draw_curves(scored, vocabulary, run.report / "curves.png")
+    draw_labels(checks, run.report / "labels.png")
     content = {
         "settings": run.settings(),
         "seconds": finished_stages(run.root),
         "seed_blocks": {split: list(SEED_BLOCKS[split]) for split in run.splits},
         "data": {split: split_size(run, split) for split in run.splits},
+        "labels": {task: agreement(checked) for task, checked in checks.items()},
         "calibration": fitted.to_dict(),
         "ladder": ladder,
         "validation": measured,

@@ -39,8 +39,6 @@ class Frames:
         task_T: task index. first_T, last_T: first and last frame of each frame's episode.
         weight_T: chance of each frame to be drawn; sums to 1.
         gap: frames between neighbouring slots. length: slots besides the anchor.
-        hints_TH: float32, privileged: what the stage estimator is also asked for in training (see
-            `hints_of`), where known.
         anchor: whether windows show the episode's first frame (an ablation masks it).
     """
 
@@ -54,7 +52,6 @@ class Frames:
     weight_T: npt.NDArray[np.float64]
     gap: int
     length: int
-    hints_TH: Float32Array | None = None
     anchor: bool = True
 
     def __len__(self) -> int:
@@ -76,7 +73,6 @@ class Frames:
             weight_T=balanced_weights(corpus),
             gap=window.gap_frames(corpus.fps),
             length=window.length,
-            hints_TH=hints_of(corpus),
         )
 
     def deviation_CD(self) -> torch.Tensor:
@@ -142,7 +138,8 @@ def rewound_slots(
 
 def hints_of(corpus: Corpus) -> Float32Array:
     """What primitives are named by, as numbers: what is left of every stage, and the change of progress over
-    the `STALL_FRAMES` that decide about idling, times `CHANGE_SCALE`; float32 (T, H).
+    the `STALL_FRAMES` that decide about idling, times `CHANGE_SCALE`; float32 (T, H). Privileged: for the
+    training of the stage estimator alone.
     """
     first_T = np.repeat(corpus.first_N, corpus.length_N)
     before_T = np.maximum(np.arange(len(corpus)) - STALL_FRAMES, first_T)
