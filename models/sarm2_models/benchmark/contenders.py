@@ -8,12 +8,15 @@ Shapes: T frames, C cameras, D embedding.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
+from typing import TypeVar
 
 import numpy as np
 import torch
+from numpy.random import Generator
 from torch import Tensor
 
 from sarm2_models.benchmark.exams import Exam, exam_frames
@@ -32,8 +35,10 @@ from sarm2_models.train.plan import HeadPlan, Split
 from sarm2_models.train.variants import Heads, Variant, load_module, save_module, variant_config
 from sarm2_models.train.windows import Frames, hints_of
 from sarm2_models.value import ValueDecoder, ValueOutput
-from sarm2_models.window import Float32Array
+from sarm2_models.window import Float32Array, IntArray
 from sarm2_rollouts.tasks import task_spec
+
+Baseline = TypeVar("Baseline", StageProgress, LanguageProgress)
 
 
 @dataclass(frozen=True)
@@ -193,23 +198,18 @@ class SingleTask(Contender):
         if not path.exists():
             _, frames = self._seen(bench, run.frames("full", "train"))
             torch.manual_seed(seed + 2)
-            model = StageProgress(config, shares)
-            model.window.embedding_statistics.fit(torch.from_numpy(frames.embeddings_TCD))
             mine = replace(frames, weight_T=np.where(frames.task_T == task, frames.weight_T, 0.0))
+            stage_T, within_T = map(torch.from_numpy, stage_targets(frames.progress_T, shares))
             total = max(1, (plan.stage_steps + plan.value_steps) // len(run.tasks))
-            targets = stage_targets(frames.progress_T, shares)
-            stage_T, within_T = (torch.from_numpy(values) for values in targets)
-            deviation_CD = frames.deviation_CD()
 
-            def loss_of(step: int) -> Tensor:
-                rng = np.random.default_rng([seed, 4, task, step])
-                pair_B, rewind_B, _ = mine.draw_pairs(rng, plan.batch // 2, plan.rewind)
-                batch = Windows.gather(mine, *mine.slots(pair_B, rewind_B)).blurred(plan.noise, deviation_CD)
+            def loss_of(model: StageProgress, rng: Generator, pair_B: IntArray, batch: Windows) -> Tensor:
                 with torch.autocast("cpu", torch.bfloat16):
                     logits_BK, within_BK = model(batch.embeddings_BWCD, batch.state_BWS, batch.mask_BW)
                 return stage_progress_loss(logits_BK, within_BK, stage_T[pair_B], within_T[pair_B])
 
-            save_module(path, fit(model, loss_of, value_steps(plan, total, folder, seed), tick))
+            steps = value_steps(plan, total, folder, seed)
+            model = StageProgress(config, shares)
+            save_module(path, fit_windows(model, mine, plan.rewind, plan, loss_of, steps, (4, task), tick))
         return load_module(path, StageProgress(config, shares))
 
 
@@ -237,23 +237,18 @@ class Language(Contender):
         if not path.exists():
             frames = run.frames("full", "train")
             torch.manual_seed(seed + 3)
-            model = LanguageProgress(run.config)
-            model.window.embedding_statistics.fit(torch.from_numpy(frames.embeddings_TCD))
-            deviation_CD, tasks = frames.deviation_CD(), len(run.tasks)
 
-            def loss_of(step: int) -> Tensor:
-                rng = np.random.default_rng([seed, 5, step])
-                pair_B, rewind_B, _ = frames.draw_pairs(rng, plan.batch // 2, REWIND)
-                batch = Windows.gather(frames, *frames.slots(pair_B, rewind_B))
-                batch = batch.blurred(plan.noise, deviation_CD)
-                asked_B, target_B = mismatch(rng, frames.task_T[pair_B], frames.progress_T[pair_B], tasks)
+            def loss_of(model: LanguageProgress, rng: Generator, pair_B: IntArray, batch: Windows) -> Tensor:
+                task_B, progress_B = frames.task_T[pair_B], frames.progress_T[pair_B]
+                asked_B, target_B = mismatch(rng, task_B, progress_B, len(run.tasks))
                 instruction_BD = torch.from_numpy(texts.instructions_ND[asked_B]).float()
                 with torch.autocast("cpu", torch.bfloat16):
                     said_B = model(batch.embeddings_BWCD, batch.state_BWS, batch.mask_BW, instruction_BD)
                 return torch.nn.functional.mse_loss(said_B, torch.from_numpy(target_B))
 
             steps = value_steps(plan, plan.value_steps, folder, seed)
-            save_module(path, fit(model, loss_of, steps, tick))
+            model = LanguageProgress(run.config)
+            save_module(path, fit_windows(model, frames, REWIND, plan, loss_of, steps, (5,), tick))
         return load_module(path, LanguageProgress(run.config))
 
 
@@ -299,6 +294,35 @@ def only_progress(progress_T: Float32Array, null_index: int) -> Predictions:
         low_T=np.zeros(count, dtype=np.float32),
         high_T=np.ones(count, dtype=np.float32),
     )
+
+
+def fit_windows(
+    model: Baseline,
+    frames: Frames,
+    rewind: float,
+    plan: HeadPlan,
+    loss_of: Callable[[Baseline, Generator, IntArray, Windows], Tensor],
+    steps: Steps,
+    key: tuple[int, ...],
+    tick: Tick,
+) -> Baseline:
+    """Train a baseline on pairs of windows, drawn and blurred as SARM2's are.
+
+    Args:
+        rewind: share of the windows that end in frames played backwards.
+        loss_of: of the model, a random generator, the frames that the windows end on, and the windows.
+        key: of the random numbers, beside the seed and the step.
+    """
+    model.window.embedding_statistics.fit(torch.from_numpy(frames.embeddings_TCD))
+    deviation_CD = frames.deviation_CD()
+
+    def loss_at(step: int) -> Tensor:
+        rng = np.random.default_rng([steps.seed, *key, step])
+        pair_B, rewind_B, _ = frames.draw_pairs(rng, plan.batch // 2, rewind)
+        batch = Windows.gather(frames, *frames.slots(pair_B, rewind_B)).blurred(plan.noise, deviation_CD)
+        return loss_of(model, rng, pair_B, batch)
+
+    return fit(model, loss_at, steps, tick)
 
 
 def value_steps(plan: HeadPlan, total: int, folder: Path, seed: int) -> Steps:
