@@ -120,13 +120,16 @@ class ConformalInterval:
     """A split-conformal interval on progress: progress -/+ quantile x scale of the answer's cell.
 
     Cells are bins of the progress itself, apart for certain and uncertain answers. The table's own errors do
-    not harm the coverage, because the quantile is taken on other episodes than the scales.
+    not harm the coverage, because the quantile is taken on other episodes than the scales. What cannot be
+    told apart when scoring, a demonstration and a rollout that goes wrong, is covered apart all the same: the
+    quantile is the largest that any group of episodes needs.
 
     Attributes:
         coverage: share of frames whose true progress lies inside, as promised.
         quantile: finite-sample quantile of |error| / scale.
         scales: [certain or uncertain][bin] in units of progress.
-        frames: calibration frames behind the quantile (0: never fitted, the interval is all of [0, 1]).
+        frames: calibration frames behind the quantile, of all groups (0: never fitted, the interval is all
+            of [0, 1]).
     """
 
     coverage: float = 1.0
@@ -154,6 +157,7 @@ class ConformalInterval:
         coverage: float = 0.9,
         bins: int = 10,
         episode_N: IntArray | None = None,
+        group_N: IntArray | None = None,
     ) -> ConformalInterval:
         """Fit scales on one half of the held-out episodes and the quantile on the other.
 
@@ -163,6 +167,7 @@ class ConformalInterval:
             uncertain_N: the answers' `uncertain` flag.
             coverage: promised share, in (0, 1).
             bins: of the progress.
+            group_N: groups of episodes in each of which the promise holds; by default there is one.
             episode_N: which episode a frame is of; frames of an episode stay together. By default every
                 frame is its own.
         """
@@ -176,12 +181,11 @@ class ConformalInterval:
         flag_N, bin_N = uncertain_N.astype(np.int64), _bin(progress_N, bins)
         second_half = _second_half(np.arange(len(error_N)) if episode_N is None else episode_N)
         scales = _scales(error_N[~second_half], flag_N[~second_half], bin_N[~second_half], bins)
-        ratio = np.sort((error_N / scales[flag_N, bin_N])[second_half])
-        rank = math.ceil((len(ratio) + 1) * coverage)
-        # With too few frames for the promise the quantile is infinite: everything between 0 and 1.
-        quantile = float(ratio[rank - 1]) if rank <= len(ratio) else 1 / SCALE_FLOOR
+        ratio_N = (error_N / scales[flag_N, bin_N])[second_half]
+        groups = np.zeros(len(ratio_N), np.int64) if group_N is None else group_N[second_half]
+        quantile = max(_quantile(ratio_N[groups == group], coverage) for group in np.unique(groups))
         table = tuple(tuple(map(float, row)) for row in scales)
-        return cls(coverage, max(quantile, 1e-9), table, len(ratio))
+        return cls(coverage, max(quantile, 1e-9), table, len(ratio_N))
 
     def apply(
         self, progress_B: FloatArray, uncertain_B: BoolArray
@@ -233,6 +237,12 @@ class Calibration:
 
 def _is_positive(value: float) -> bool:
     return math.isfinite(value) and value > 0
+
+
+def _quantile(ratio_N: FloatArray, coverage: float) -> float:
+    """The finite-sample quantile. With too few frames for the promise: everything between 0 and 1."""
+    rank = math.ceil((len(ratio_N) + 1) * coverage)
+    return float(np.sort(ratio_N)[rank - 1]) if rank <= len(ratio_N) else 1 / SCALE_FLOOR
 
 
 def _bin(progress: FloatArray, bins: int) -> IntArray:

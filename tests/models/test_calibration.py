@@ -107,6 +107,24 @@ def test_the_interval_is_wider_where_errors_are_larger() -> None:
     assert width[0] < width[1] < width[2]
 
 
+def test_the_interval_holds_in_the_group_whose_errors_are_larger() -> None:
+    rng = np.random.default_rng(0)
+    group = np.arange(8000) // 40 % 4 // 2  # two episodes of each in turn: both halves have both
+    progress = np.full(8000, 0.5)
+    target = progress + np.where(group == 1, 0.1, 0.02) * rng.uniform(-1, 1, 8000)
+    episode, certain = np.arange(8000) // 40, np.zeros(8000, dtype=bool)
+
+    def covered(interval: ConformalInterval, which: int) -> float:
+        low, high = interval.apply(progress, certain)
+        return float(np.mean(((low <= target) & (target <= high))[group == which]))
+
+    together = ConformalInterval.fit(progress, target, certain, episode_N=episode)
+    apart = ConformalInterval.fit(progress, target, certain, episode_N=episode, group_N=group)
+    assert covered(together, 1) == pytest.approx(0.8, abs=0.02)  # what the easy group has too much
+    assert covered(apart, 1) == pytest.approx(0.9, abs=0.02)
+    assert covered(apart, 0) == 1.0
+
+
 def test_the_interval_lies_in_0_to_1_and_always_holds_the_progress() -> None:
     interval = ConformalInterval(0.9, 3.0, ((0.1, 0.2), (0.3, 0.4)), 10)
     progress = np.linspace(0, 1, 101, dtype=np.float32)

@@ -1,4 +1,4 @@
-"""Calibration on held-out episodes, demonstrations and rollouts together."""
+"""Calibration on held-out episodes: demonstrations and rollouts together, the interval on each apart."""
 
 from __future__ import annotations
 
@@ -70,7 +70,12 @@ def calibrate(
     route_T = np.where(uncertain_T, vocabulary.null_index, primitive_T)
     progress_T = heads.progress(frames, texts, route_T, vocabulary)
     interval = ConformalInterval.fit(
-        progress_T, corpus.progress_T, uncertain_T, coverage=COVERAGE, episode_N=corpus.episode_T
+        progress_T,
+        corpus.progress_T,
+        uncertain_T,
+        coverage=COVERAGE,
+        episode_N=corpus.episode_T,
+        group_N=np.repeat(corpus.is_demo_N, corpus.length_N).astype(np.int64),
     )
     return Calibration(temperature, rule, interval)
 

@@ -86,6 +86,11 @@ class Corpus:
         """How an episode came about."""
         return KINDS[int(self.kind_N[episode])]
 
+    @property
+    def is_demo_N(self) -> npt.NDArray[np.bool_]:
+        """Whether each episode is a demonstration, even or uneven, and no rollout."""
+        return np.isin(self.kind_N, [KINDS.index("demo"), KINDS.index("clean_demo")])
+
     def picture(self, frame: int, camera: int) -> npt.NDArray[np.uint8]:
         """One picture, uint8 RGB (H, W, 3)."""
         place = frame * len(self.cameras) + camera

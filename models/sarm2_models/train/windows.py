@@ -18,7 +18,6 @@ import torch
 
 from sarm2_models.config import WindowConfig
 from sarm2_models.train.corpus import Corpus
-from sarm2_models.train.plan import KINDS
 from sarm2_models.train.targets import stage_rests
 from sarm2_models.window import BoolArray, Float16Array, Float32Array, IntArray, window_slots
 from sarm2_rollouts.labels import STALL_FRAMES
@@ -150,8 +149,7 @@ def hints_of(corpus: Corpus) -> Float32Array:
 def balanced_weights(corpus: Corpus) -> npt.NDArray[np.float64]:
     """Half the weight on demonstrations and half on rollouts, within each task; tasks weigh the same."""
     task_T = np.repeat(corpus.task_N, corpus.length_N)
-    kind_T = np.repeat(corpus.kind_N, corpus.length_N)
-    demos_T = np.isin(kind_T, [KINDS.index("demo"), KINDS.index("clean_demo")])
+    demos_T = np.repeat(corpus.is_demo_N, corpus.length_N)
     weight_T = np.zeros(len(corpus))
     for task in range(len(corpus.task_names)):
         for demos in (True, False):
