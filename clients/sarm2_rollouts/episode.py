@@ -12,7 +12,8 @@ import numpy as np
 import numpy.typing as npt
 
 EpisodeKind: TypeAlias = Literal["demo", "clean_demo", "perturbed", "random", "policy", "unknown"]
-"""`clean_demo`: the expert alone. `demo`: uneven, successful. `perturbed`: drops, freezes, failures, ..."""
+"""`clean_demo`: the expert alone. `demo`: uneven, successful. `perturbed`: drops, freezes, failures, ...
+`random`: random motion. `policy`: a rollout of a learned policy, which a seed alone does not make again."""
 
 
 @dataclass(frozen=True)

@@ -64,10 +64,11 @@ def spearman(left_N: Floats, right_N: Floats) -> float | None:
 
 def average_precision(scores_N: Floats, positive_N: npt.NDArray[np.bool_]) -> float | None:
     """Area under the precision-recall curve, in steps: the sum of precision times the gain of recall, from
-    the highest score down; equal scores make one step. None without positives.
+    the highest score down; equal scores make one step. None without both positives and negatives: with
+    positives alone anything has 1.
     """
     positives = int(positive_N.sum())
-    if positives == 0:
+    if positives in (0, len(positive_N)):
         return None
     _, place_N = np.unique(-np.asarray(scores_N, np.float64), return_inverse=True)
     hits = np.cumsum(np.bincount(place_N, weights=positive_N.astype(np.float64)))

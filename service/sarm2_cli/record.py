@@ -11,6 +11,9 @@ from sarm2_client.errors import InvalidInput
 from sarm2_rollouts.episode import EpisodeKind
 from sarm2_rollouts.lerobot_writer import Storage
 
+RECORDED = tuple(kind for kind in get_args(EpisodeKind) if kind not in ("policy", "unknown"))
+"""Kinds that a task and a seed are enough to make; a learned policy's rollout needs the policy too."""
+
 
 def record(
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the new dataset; must not exist yet.")],
@@ -43,7 +46,7 @@ def record(
     from sarm2_rollouts.recorder import record as record_dataset
 
     names = one_of("tasks", tasks, sorted(TASKS))
-    chosen = one_of("kinds", kinds, [k for k in get_args(EpisodeKind) if k != "unknown"])
+    chosen = one_of("kinds", kinds, RECORDED)
     layout = cast(Storage, one_of("storage", storage, get_args(Storage))[0])
     plan = [
         EpisodePlan(name, cast(EpisodeKind, kind), seed + index)

@@ -52,6 +52,16 @@ def test_an_unknown_task_suggests_the_nearest_one(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("kind", ["policy", "unknown"])
+def test_a_kind_that_a_seed_alone_does_not_make_cannot_be_recorded(kind: str, tmp_path: Path) -> None:
+    answer = run("record", "--kinds", f"demo,{kind}", "--out", str(tmp_path / "out"))
+    assert answer.returncode == 2
+    said = " ".join(answer.stderr.split())
+    assert f"--kinds: '{kind}' is not one of demo, clean_demo, perturbed, random" in said
+    assert "random, policy" not in said
+    assert not (tmp_path / "out").exists()
+
+
 def test_training_refuses_what_is_no_encoder_before_it_writes_anything(tmp_path: Path) -> None:
     answer = run("train", "--quick", "--encoder", str(tmp_path), "--out", str(tmp_path / "out"))
     assert answer.returncode == 2

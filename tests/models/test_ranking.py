@@ -49,3 +49,4 @@ def test_average_precision_by_hand() -> None:
     assert average_precision(-scores, good) == pytest.approx((1 / 2 + 2 / 4) / 2)
     assert average_precision(np.full(4, 0.5), good) == pytest.approx(0.5)  # one step: the share of positives
     assert average_precision(scores, np.zeros(4, dtype=bool)) is None
+    assert average_precision(scores, np.ones(4, dtype=bool)) is None
