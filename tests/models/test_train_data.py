@@ -80,7 +80,19 @@ def test_the_same_seed_plans_the_same_episodes_and_another_one_others() -> None:
 def test_the_first_half_of_a_plan_holds_every_task_and_kind() -> None:
     planned = planned_episodes(PLANS["small"], TASKS, "train", 0)
     start = {(episode.task_name, episode.kind) for episode in planned[: len(planned) // 2]}
-    assert start == {(task, kind) for task in TASKS for kind in KINDS}
+    planned_kinds = [kind for kind in KINDS if PLANS["small"].episodes["train"].count(kind)]
+    assert start == {(task, kind) for task in TASKS for kind in planned_kinds}
+
+
+def test_learned_policies_come_after_the_kinds_of_older_runs_and_are_never_planned() -> None:
+    """A kind's place is written into indexed corpora and drives its random stream."""
+    assert KINDS == ("demo", "clean_demo", "perturbed", "random", "policy")
+    assert PLANS["quick"].episodes["train"].count("policy") == 0
+    rng = np.random.default_rng([5, SEED_BLOCKS["train"][0], KINDS.index("perturbed"), 1])
+    expected = SEED_BLOCKS["train"][0] + rng.choice(60_000, size=4, replace=False)
+    planned = planned_episodes(PLANS["quick"], TASKS, "train", 5)
+    chosen = [one.seed for one in planned if (one.task_name, one.kind) == (TASKS[1], "perturbed")]
+    assert chosen == expected.tolist()
 
 
 def test_an_unknown_preset_is_answered_with_the_nearest() -> None:
