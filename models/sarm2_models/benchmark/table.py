@@ -91,7 +91,8 @@ def markdown(tables: Tables, about: str) -> str:
     ]
     if tables.unseen:
         first = next(iter(tables.unseen.values()))
-        parts += ["## Tasks that nothing was trained on", _rows(tables.unseen, tuple(first))]
+        seen = "No head was trained on them; the shipped encoder has seen their pictures. SARM2 alone."
+        parts += ["## Unseen tasks", seen, _rows(tables.unseen, tuple(first))]
     return "\n\n".join(parts) + "\n"
 
 
