@@ -10,7 +10,7 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, TypeAlias
 
@@ -22,7 +22,7 @@ from sarm2_client.errors import InvalidInput
 from .cameras import prepare_display
 from .episode import Episode, EpisodeKind
 from .experts import HAND
-from .labels import find_falls, progress_of
+from .labels import progress_of
 from .perturbations import Driver, Script, write_script
 from .simulator import Machine, Snapshot, borrow, give_back, load_state, save_state
 from .simulator_state import SIMULATOR_NAMES, read_simulator
@@ -324,12 +324,11 @@ class _Run:
         return self._take.episode(self._plan.kind, self._plan.seed, self._info())
 
     def _info(self) -> dict[str, Any]:
-        progress_T = self._take.progress_T
         mishaps = [
             {
                 "mishap": event["mishap"],
                 "start": int(event["start"]) // CONTROL_STEPS_PER_FRAME,
-                "end": min(int(event["end"]) // CONTROL_STEPS_PER_FRAME, len(progress_T) - 1),
+                "end": min(int(event["end"]) // CONTROL_STEPS_PER_FRAME, len(self._take) - 1),
             }
             for event in self._driver.events
         ]
@@ -339,5 +338,4 @@ class _Run:
             "perturbation": "+".join(str(mishap["mishap"]) for mishap in mishaps),
             "mishaps": mishaps,
             "drops": [m["start"] for m in mishaps if m["mishap"] in ("drop", "push_back")],
-            "falls": [asdict(fall) for fall in find_falls(progress_T)],
         }

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from .episode import Episode
-from .labels import find_falls
 from .metaworld_robot import MetaWorldRobot
 from .take import Take
 from .tasks import CONTROL_STEPS_PER_FRAME, IMAGE_SIZE
@@ -55,7 +53,7 @@ def run_policy(
 
     Returns:
         An episode of kind `policy` with pictures, labels and the actions taken; `success` is the simulator's
-        word at the last frame. `info["falls"]` lists every regress of true progress of .2 or more.
+        word at the last frame. `info["falls"]` is as in `Take.episode`.
 
     Raises NotFound or InvalidInput as `MetaWorldRobot` does.
     """
@@ -75,5 +73,4 @@ def run_policy(
             after += take.success or after > 0
             if after > FRAMES_AFTER_SUCCESS:
                 break
-    falls = [asdict(fall) for fall in find_falls(take.progress_T)]
-    return take.episode("policy", seed, {"falls": falls})
+    return take.episode("policy", seed, {})

@@ -6,6 +6,7 @@ Shapes: T frames, S state, A action, K simulator quantities.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ import numpy.typing as npt
 from sarm2_client.images import encode_jpeg
 
 from .episode import Episode, EpisodeKind
-from .labels import progress_of, segments_of
+from .labels import find_falls, progress_of, segments_of
 from .simulator_state import SIMULATOR_NAMES
 from .tasks import ACTION_NAMES, CAMERAS, CONTROL_STEPS_PER_FRAME, FPS, task_spec
 
@@ -54,14 +55,13 @@ class Take:
         """Whether the simulator calls the task done at the last frame."""
         return bool(self._simulator[-1][SIMULATOR_NAMES.index("success")])
 
-    @property
-    def progress_T(self) -> Float32Array:
-        """True progress of every frame so far."""
-        return progress_of(self._spec.name, np.stack(self._simulator))
+    def __len__(self) -> int:
+        return len(self._states)
 
     def episode(self, kind: EpisodeKind, seed: int, info: dict[str, Any]) -> Episode:
-        """The episode with its labels."""
-        simulator_TK, progress_T = np.stack(self._simulator), self.progress_T
+        """The episode with its labels; `info["falls"]` lists every regress of true progress of .2 or more."""
+        simulator_TK = np.stack(self._simulator)
+        progress_T = progress_of(self._spec.name, simulator_TK)
         return Episode(
             task=self._spec.instruction,
             fps=FPS,
@@ -77,7 +77,7 @@ class Take:
             action_names=ACTION_NAMES,
             simulator_TK=simulator_TK,
             simulator_names=SIMULATOR_NAMES,
-            info=info,
+            info=info | {"falls": [asdict(fall) for fall in find_falls(progress_T)]},
         )
 
     def _frame_actions(self) -> Float32Array:

@@ -158,22 +158,6 @@ def _order_in_time(scored: Scored) -> tuple[float, float]:
     return spearman(scored.progress_T, np.arange(float(len(scored.progress_T)))) or 0.0, 1.0
 
 
-def _recalled(size: float) -> Contribution:
-    def contribution(scored: Scored) -> tuple[float, float]:
-        delays = _delays(scored, size)
-        return float(sum(delay is not None for delay in delays)), float(len(delays))
-
-    return contribution
-
-
-def _delayed(size: float) -> Contribution:
-    def contribution(scored: Scored) -> tuple[float, float]:
-        known = [delay for delay in _delays(scored, size) if delay is not None]
-        return float(sum(known)), float(len(known))
-
-    return contribution
-
-
 def _delays(scored: Scored, size: float) -> list[float | None]:
     true_falls = falls(scored.truth_T, scored.fps)
     return [alarm_delay(scored.progress_T, start, scored.fps, size) for start, _ in true_falls]
@@ -249,10 +233,12 @@ def _regresses(episodes: Sequence[Scored], seed: int) -> dict[str, Estimate]:
     if size is None:
         return dict.fromkeys(("regress_recall", "regress_delay_s"), Estimate(None, None, None, 0))
     rollouts = [scored for scored in episodes if _rollout(scored)]
-    pairs = [_recalled(size)(scored) for scored in rollouts]
+    delays = [_delays(scored, size) for scored in rollouts]
+    known = [[delay for delay in row if delay is not None] for row in delays]
+    recalled = ratio([(float(len(k)), float(len(d))) for k, d in zip(known, delays, strict=True)], seed)
     return {
-        "regress_recall": replace(ratio(pairs, seed), n=int(sum(total for _, total in pairs))),
-        "regress_delay_s": ratio([_delayed(size)(scored) for scored in rollouts], seed),
+        "regress_recall": replace(recalled, n=sum(map(len, delays))),
+        "regress_delay_s": ratio([(float(sum(row)), float(len(row))) for row in known], seed),
     }
 
 

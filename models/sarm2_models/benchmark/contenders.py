@@ -7,6 +7,7 @@ Shapes: T frames, C cameras, D embedding.
 
 from __future__ import annotations
 
+import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -97,20 +98,21 @@ class Sarm2(Contender):
     def answer(self, bench: BenchmarkFolder, seed: int, exam: Exam, tick: Tick) -> Predictions:
         """Stage estimator, value decoder, calibration, answers."""
         frames = replace(exam_frames(bench, self.variant, exam), anchor=self.anchor)
-        heads, texts, words = (
-            self.heads(bench, seed, tick),
-            bench.run.texts(self.variant),
-            bench.run.vocabulary,
-        )
+        heads, texts = self.heads(bench, seed, tick), bench.run.texts(self.variant)
+        words = bench.run.vocabulary
         if not self.stage:
             null_T = np.full(len(frames), words.null_index)
             return only_progress(heads.progress(frames, texts, null_T, words), words.null_index)
-        return predict(heads, frames, texts, words, self.calibration(bench, heads))
+        return predict(heads, frames, texts, words, self.calibration(bench, seed, heads))
 
-    def calibration(self, bench: BenchmarkFolder, heads: Heads) -> Calibration:
-        """Fitted on the calibration episodes."""
-        run, frames = bench.run, self.frames(bench, "calibration")
-        return calibrate(heads, frames, run.corpus("calibration"), run.texts(self.variant), run.vocabulary)
+    def calibration(self, bench: BenchmarkFolder, seed: int, heads: Heads) -> Calibration:
+        """Fitted on the calibration episodes, from its file where it is there."""
+        path, run = bench.contender(self.name, seed) / "calibration.json", bench.run
+        if not path.exists():
+            frames, corpus = self.frames(bench, "calibration"), run.corpus("calibration")
+            fitted = calibrate(heads, frames, corpus, run.texts(self.variant), run.vocabulary)
+            path.write_text(json.dumps(fitted.to_dict(), indent=1))
+        return Calibration.from_dict(json.loads(path.read_text()))
 
     def heads(self, bench: BenchmarkFolder, seed: int, tick: Tick) -> Heads:
         """The trained heads, from their files where they are there."""

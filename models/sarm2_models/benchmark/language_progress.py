@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from sarm2_models.benchmark.fused_window import FusedWindow
 from sarm2_models.config import RewardModelConfig
+from sarm2_models.train.heads import other_instructions
 from sarm2_models.window import Float32Array, IntArray
 
 REWIND = 0.8
@@ -54,7 +55,5 @@ def mismatch(
 
     With a single task there is no other one, and nothing changes.
     """
-    wrong_B = (rng.random(len(task_B)) < MISMATCHED) & (tasks > 1)
-    shift_B = rng.integers(1, max(2, tasks), len(task_B))
-    asked_B = np.where(wrong_B, (task_B + shift_B) % tasks, task_B)
+    asked_B, wrong_B = other_instructions(rng, task_B, tasks, MISMATCHED)
     return asked_B, np.where(wrong_B, 0.0, progress_B).astype(np.float32)

@@ -17,7 +17,7 @@ from sarm2_models.benchmark.cloned_policy import policy_episode
 from sarm2_models.benchmark.contenders import CONTENDERS
 from sarm2_models.benchmark.layout import BenchmarkFolder
 from sarm2_models.train import stages as training
-from sarm2_models.train.jobs import Job, run_jobs
+from sarm2_models.train.jobs import Job, dealt, run_jobs
 from sarm2_models.train.layout import SHARDS, RunFolder
 from sarm2_models.train.run import Recorder, record_split
 from sarm2_models.train.variants import Variant
@@ -101,12 +101,8 @@ class BenchmarkRun:
     def _cloned(self) -> None:
         """Cloned policies and their rollouts."""
         bench = self.bench
-        shares = [list(bench.run.tasks[start :: self.workers]) for start in range(self.workers)]
-        work: list[Work] = [
-            (f"clone {number + 1}", stages.clone_policies, (bench, share))
-            for number, share in enumerate(shares)
-            if share
-        ]
+        shares = enumerate(dealt(bench.run.tasks, self.workers))
+        work: list[Work] = [(f"clone {n + 1}", stages.clone_policies, (bench, share)) for n, share in shares]
         self._jobs("cloned policies", work)
         if not (bench.run.dataset("policy") / "meta" / "info.json").exists():
             self.console.rule("rollouts of the cloned policies", align="left")
@@ -114,13 +110,9 @@ class BenchmarkRun:
         self._embed(bench.policies, "policies: ")
 
     def _embed(self, run: RunFolder, title: str) -> None:
-        shares = [list(range(SHARDS))[start :: self.workers] for start in range(self.workers)]
         self._jobs(f"{title}index", [("index", training.index, (run,))])
-        work: list[Work] = [
-            (f"embed {number + 1}", training.embed, (run, share))
-            for number, share in enumerate(shares)
-            if share
-        ]
+        shares = enumerate(dealt(list(range(SHARDS)), self.workers))
+        work: list[Work] = [(f"embed {n + 1}", training.embed, (run, share)) for n, share in shares]
         self._jobs(f"{title}embed", work)
 
     def _shared(self) -> list[Work]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -35,7 +36,7 @@ def stage(ticker: Ticker, bench: BenchmarkFolder, variant: Variant, seed: int) -
     ticker.tick(1, 1)
 
 
-def clone_policies(ticker: Ticker, bench: BenchmarkFolder, tasks: list[str]) -> None:
+def clone_policies(ticker: Ticker, bench: BenchmarkFolder, tasks: Sequence[str]) -> None:
     """Fit some of the cloned policies."""
     for number, task in enumerate(tasks):
         clone(bench, task, silent)

@@ -46,7 +46,7 @@ def measure_unseen(bench: BenchmarkFolder) -> dict[str, dict[str, Estimate]]:
     corpus = bench.unseen.corpus("test")
     for seed in bench.seeds:
         heads = SARM2.heads(bench, seed, silent)
-        said = predict(heads, frames, texts, bench.run.vocabulary, SARM2.calibration(bench, heads))
+        said = predict(heads, frames, texts, bench.run.vocabulary, SARM2.calibration(bench, seed, heads))
         found.append((scored_episodes(corpus, said, mean_demo_frames(corpus)), said))
     every = np.arange(corpus.episodes)
     table = {"all": _mean(bench, found, every)}
@@ -64,10 +64,8 @@ def _mean(
         measured = evaluate([scored[n] for n in chosen_N], words.group_of_primitive, words.null_index)
         row = {metric: measured[metric] for metric in TAKEN_OVER}
         cut = [corpus.frames(int(n)) for n in chosen_N]
-        null_T, uncertain_T = said.primitive_T == words.null_index, said.uncertain_T
-        row["null_rate"] = ratio([(float(null_T[c].sum()), float(c.stop - c.start)) for c in cut], 0)
-        row["uncertain_rate"] = ratio(
-            [(float(uncertain_T[c].sum()), float(c.stop - c.start)) for c in cut], 0
-        )
+        rates = {"null_rate": said.primitive_T == words.null_index, "uncertain_rate": said.uncertain_T}
+        for name, flag_T in rates.items():
+            row[name] = ratio([(float(flag_T[c].sum()), float(c.stop - c.start)) for c in cut], 0)
         rows.append(row)
     return {metric: Estimate.mean([row[metric] for row in rows]) for metric in rows[0]}

@@ -152,7 +152,9 @@ def train_value(
         pair_B, rewind_B, half_B = frames.draw_pairs(rng, plan.batch // 2, plan.rewind)
         batch = Windows.gather(frames, *frames.slots(pair_B, rewind_B))
         batch = batch.blurred(plan.noise, deviation_CD)
-        task_B, wrong_B = other_instructions(rng, frames.task_T[half_B], len(texts.instructions_ND), plan)
+        task_B, wrong_B = other_instructions(
+            rng, frames.task_T[half_B], len(texts.instructions_ND), plan.wrong_instruction
+        )
         primitive_B = np.tile(
             route(rng, frames.primitive_T[half_B], predicted_T[half_B], vocabulary, plan), 2
         )
@@ -184,15 +186,16 @@ def route(
 
 
 def other_instructions(
-    rng: np.random.Generator, task_B: IntArray, tasks: int, plan: HeadPlan
+    rng: np.random.Generator, task_B: IntArray, tasks: int, share: float
 ) -> tuple[IntArray, BoolArray]:
     """The task whose instruction each window is given, and where that is not its own.
 
-    Whatever is done well that was not asked for is no progress. ReWiND (arXiv 2505.10911) trains so too.
+    A share of the windows is given another task's; with a single task there is no other one. Whatever is done
+    well that was not asked for is no progress. ReWiND (arXiv 2505.10911) trains so too.
     """
     if tasks < 2:
         return task_B, np.zeros(len(task_B), dtype=bool)
-    wrong_B = rng.random(len(task_B)) < plan.wrong_instruction
+    wrong_B = rng.random(len(task_B)) < share
     other_B = (task_B + rng.integers(1, tasks, len(task_B))) % tasks
     return np.where(wrong_B, other_B, task_B), wrong_B
 

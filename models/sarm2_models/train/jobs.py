@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from rich.console import Console
 from rich.progress import (
@@ -41,6 +41,8 @@ MALLOC = {
 POLL_S = 0.2
 STOP_WAIT_S = 5.0
 
+Thing = TypeVar("Thing")
+
 
 @dataclass(frozen=True)
 class Job:
@@ -59,6 +61,11 @@ class Job:
     arguments: tuple[Any, ...]
     folder: Path
     threads: int = 1
+
+
+def dealt(things: Sequence[Thing], workers: int) -> list[Sequence[Thing]]:
+    """The things dealt out to the workers, one share each; fewer shares where there are fewer things."""
+    return [things[start::workers] for start in range(min(workers, len(things)))]
 
 
 class Ticker:

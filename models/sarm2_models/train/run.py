@@ -27,7 +27,7 @@ from rich.table import Table
 
 from sarm2_client.errors import Conflict
 from sarm2_models.train import stages
-from sarm2_models.train.jobs import Job, run_jobs
+from sarm2_models.train.jobs import Job, dealt, run_jobs
 from sarm2_models.train.label_check import Checker
 from sarm2_models.train.ladder import CEILING_BAR, RUNG_METRICS
 from sarm2_models.train.layout import SHARDS, RunFolder
@@ -122,8 +122,8 @@ class TrainingRun:
 
     def _shared(self, name: str, call: Callable[..., None], things: Sequence[Any], *more: Any) -> None:
         """The same job for every worker, each on its share of `things`."""
-        shares = [things[start :: self.workers] for start in range(self.workers)]
-        self._jobs(*((f"{name} {n + 1}", call, (share, *more)) for n, share in enumerate(shares) if share))
+        shares = enumerate(dealt(things, self.workers))
+        self._jobs(*((f"{name} {number + 1}", call, (share, *more)) for number, share in shares))
 
     def _jobs(self, *work: tuple[str, Callable[..., None], tuple[Any, ...]], alone: bool = False) -> None:
         """Run jobs side by side; one that runs alone gets all the threads."""

@@ -84,7 +84,7 @@ def tower(ticker: Ticker, run: RunFolder) -> None:
         encoder.save(run.tower)
 
 
-def embed(ticker: Ticker, run: RunFolder, shards: list[int]) -> None:
+def embed(ticker: Ticker, run: RunFolder, shards: Sequence[int]) -> None:
     """Embed some of each split's shards."""
     encoder = run.load_encoder()
     corpora = {split: run.corpus(split) for split in run.splits}
