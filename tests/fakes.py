@@ -19,6 +19,7 @@ from transformers import PreTrainedTokenizerFast, SiglipConfig, SiglipModel
 
 from sarm2_client import wire
 from sarm2_client.images import encode_jpeg
+from sarm2_models.calibration import Calibration, ConformalInterval
 from sarm2_models.checkpoint import save_bundle
 from sarm2_models.config import RewardModelConfig, StageConfig, ValueConfig, preset
 from sarm2_models.encoder import ImageTextEncoder
@@ -99,7 +100,10 @@ def make_model(folder: Path, size: TowerSize = TINY, seed: int = 0) -> RewardMod
     """An untrained reward model; its encoder's files are written to `folder`."""
     encoder = ImageTextEncoder.load(save_encoder(folder, size, seed))
     statistics = Statistics(state_mean=(0.0,) * STATE_DIM, state_std=(1.0,) * STATE_DIM)
-    return RewardModel.build(make_config(size), encoder, statistics, instructions=TASKS, seed=seed)
+    model = RewardModel.build(make_config(size), encoder, statistics, instructions=TASKS, seed=seed)
+    interval = ConformalInterval(0.9, (1.0, 2.0), ((0.05,), (0.2,)), frames=10)
+    model.calibration = Calibration(interval=interval)
+    return model
 
 
 def make_bundle(folder: Path, size: TowerSize = TINY, seed: int = 0) -> Path:
@@ -143,6 +147,7 @@ def start(
     qos: wire.Qos = "realtime",
     resume_from: int | None = None,
     reward: wire.RewardFormula = "delta.v1",
+    source: wire.EpisodeSource | None = None,
 ) -> wire.Start:
     """The message that opens an episode of the simulated robot."""
     return wire.Start(
@@ -153,4 +158,5 @@ def start(
         qos=qos,
         resume_from=resume_from,
         reward=reward,
+        source=source,
     )

@@ -135,6 +135,7 @@ class AsyncRewardClient:
         *,
         reward: wire.RewardFormula = "delta.v1",
         gamma: float = 0.99,
+        source: wire.EpisodeSource | None = None,
     ) -> AsyncEpisode:
         """An episode to stream, opened by `async with`.
 
@@ -145,6 +146,8 @@ class AsyncRewardClient:
             session_id: 1 to 128 letters, digits or `. _ : -`; a random one by default.
             qos: `realtime` drops frames rather than lag; `batch` scores every one and waits for room.
             reward: formula of the reward; `gamma` is used by `shaped.v1` alone.
+            source: `demonstration` or `rollout`, for the interval that was calibrated on such episodes; by
+                default the wider one, which holds for both.
         """
         start = wire.Start(
             session_id=session_id or uuid.uuid4().hex,
@@ -154,6 +157,7 @@ class AsyncRewardClient:
             qos=qos,
             reward=reward,
             gamma=gamma,
+            source=source,
         )
         return AsyncEpisode(start, self._take_connection, self._return_connection, self._options)
 
@@ -194,11 +198,12 @@ class AsyncRewardClient:
         *,
         reward: wire.RewardFormula = "delta.v1",
         gamma: float = 0.99,
+        source: wire.EpisodeSource | None = None,
     ) -> wire.EpisodeResponse:
         """Score a whole episode in one call: one score a frame, in order, and the summary.
 
         Args:
-            task, fps, session_id, reward, gamma: as in `episode`.
+            task, fps, session_id, reward, gamma, source: as in `episode`.
             frames: each a mapping with `images` and `state` as in `AsyncEpisode.push` and, where frames are
                 missing, `seq`.
 
@@ -206,7 +211,7 @@ class AsyncRewardClient:
         """
         hello = await self.hello()
         body = await asyncio.get_running_loop().run_in_executor(
-            None, self._episode_body, hello, task, float(fps), list(frames), session_id, reward, gamma
+            None, self._episode_body, hello, task, float(fps), list(frames), session_id, reward, gamma, source
         )
         return decode_episode_response(await self._request("POST", "/v1/episodes:score", body))
 
@@ -219,6 +224,7 @@ class AsyncRewardClient:
         session_id: str | None,
         reward: wire.RewardFormula,
         gamma: float,
+        source: wire.EpisodeSource | None,
     ) -> bytes:
         size = self._options.image_size or hello.preprocess.size
         request = wire.EpisodeRequest(
@@ -228,6 +234,7 @@ class AsyncRewardClient:
             session_id=session_id,
             reward=reward,
             gamma=gamma,
+            source=source,
         )
         return encode(request)
 

@@ -304,12 +304,15 @@ class RewardClient:
         *,
         reward: wire.RewardFormula = "delta.v1",
         gamma: float = 0.99,
+        source: wire.EpisodeSource | None = None,
     ) -> Episode:
         """An episode to stream, opened by `with`; arguments as in `AsyncRewardClient.episode`.
 
         Leaving the block sends what waits and gets the summary; leaving it by an exception drops both.
         """
-        episode = self._client.episode(task, fps, cameras, session_id, qos, reward=reward, gamma=gamma)
+        episode = self._client.episode(
+            task, fps, cameras, session_id, qos, reward=reward, gamma=gamma, source=source
+        )
         return Episode(episode, self._loop)
 
     def score_episode(
@@ -321,10 +324,13 @@ class RewardClient:
         *,
         reward: wire.RewardFormula = "delta.v1",
         gamma: float = 0.99,
+        source: wire.EpisodeSource | None = None,
     ) -> wire.EpisodeResponse:
         """Score a whole episode in one HTTP call; arguments as in `AsyncRewardClient.score_episode`."""
         return self._loop.run(
-            self._client.score_episode(task, fps, frames, session_id, reward=reward, gamma=gamma)
+            self._client.score_episode(
+                task, fps, frames, session_id, reward=reward, gamma=gamma, source=source
+            )
         )
 
     def embed(self, images: Sequence[Picture]) -> npt.NDArray[np.float16]:

@@ -31,6 +31,8 @@ MAX_EMBED_IMAGES = 4096
 Seq: TypeAlias = Annotated[int, Meta(ge=0, le=MAX_SEQ)]
 Qos: TypeAlias = Literal["realtime", "batch"]
 RewardFormula: TypeAlias = Literal["delta.v1", "shaped.v1"]
+EpisodeSource: TypeAlias = Literal["demonstration", "rollout"]
+"""Where an episode comes from: a person who shows the task, or a policy that tries it."""
 # Lengths are checked against the array's header, before its items take memory.
 Images: TypeAlias = Annotated[dict[str, "Image"], Meta(max_length=MAX_CAMERAS)]
 State: TypeAlias = Annotated[list[float], Meta(max_length=MAX_STATE_DIM)]
@@ -64,7 +66,8 @@ class Start(_FromClient, tag="start", frozen=True):
     """Open an episode, or go on with one after a lost connection.
 
     `resume_from` is the first `seq` that the client would send next; the server answers with the `next_seq`
-    it wants. `gamma` is used by the reward formula `shaped.v1` alone.
+    it wants. `gamma` is used by the reward formula `shaped.v1` alone. `source` picks the interval that was
+    calibrated on such episodes; untold, the wider one is given, which holds for both.
     """
 
     session_id: str
@@ -75,6 +78,7 @@ class Start(_FromClient, tag="start", frozen=True):
     resume_from: Seq | None = None
     reward: RewardFormula = "delta.v1"
     gamma: float = 0.99
+    source: EpisodeSource | None = None
 
 
 class Frame(_FromClient, tag="frame", frozen=True):
@@ -292,6 +296,7 @@ class EpisodeRequest(Struct, kw_only=True, frozen=True, forbid_unknown_fields=Tr
     session_id: str | None = None
     reward: RewardFormula = "delta.v1"
     gamma: float = 0.99
+    source: EpisodeSource | None = None
 
 
 class EpisodeResponse(Struct, kw_only=True, frozen=True):

@@ -11,6 +11,8 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from sarm2_client.wire import EpisodeSource
+
 EpisodeKind: TypeAlias = Literal["demo", "clean_demo", "perturbed", "random", "policy", "unknown"]
 """`clean_demo`: the expert alone. `demo`: uneven, successful. `perturbed`: drops, freezes, failures, ...
 `random`: random motion. `policy`: a rollout of a learned policy, which a seed alone does not make again."""
@@ -75,6 +77,13 @@ class Episode:
 
     def __len__(self) -> int:
         return len(self.state_TS)
+
+    @property
+    def source(self) -> EpisodeSource | None:
+        """Whether it is a demonstration or a rollout; None where that is not known."""
+        if self.kind == "unknown":
+            return None
+        return "demonstration" if self.kind in ("demo", "clean_demo") else "rollout"
 
     @property
     def primitives_T(self) -> list[str]:

@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sarm2_client.errors import InvalidInput
+from sarm2_models.window import SOURCES, UNTOLD
 
 FloatArray = npt.NDArray[np.floating[Any]]
 BoolArray = npt.NDArray[np.bool_]
@@ -117,33 +118,36 @@ def fit_uncertain_threshold(
 
 @dataclass(frozen=True)
 class ConformalInterval:
-    """A split-conformal interval on progress: progress -/+ quantile x scale of the answer's cell.
+    """A cross-conformal interval on progress: progress -/+ quantile x scale of the answer's cell.
 
     Cells are bins of the progress itself, apart for certain and uncertain answers. The table's own errors do
-    not harm the coverage, because the quantile is taken on other episodes than the scales. What cannot be
-    told apart when scoring, a demonstration and a rollout that goes wrong, is covered apart all the same: the
-    quantile is the largest that any group of episodes needs.
+    not harm the coverage, because each half of the episodes is measured by the scales of the other half.
+
+    Nothing that a window shows tells a demonstration from a rollout that is about to go wrong, and the
+    errors on rollouts are larger. Who streams the episode knows which it is: the promise holds for each
+    source apart (Mondrian conformal prediction), and where nobody says, the larger quantile holds for both.
 
     Attributes:
         coverage: share of frames whose true progress lies inside, as promised.
-        quantile: finite-sample quantile of |error| / scale.
+        quantiles: finite-sample quantile of |error| / scale, for each of `SOURCES`.
         scales: [certain or uncertain][bin] in units of progress.
-        frames: calibration frames behind the quantile, of all groups (0: never fitted, the interval is all
+        frames: calibration frames behind the quantiles, of all sources (0: never fitted, the interval is all
             of [0, 1]).
     """
 
     coverage: float = 1.0
-    quantile: float = 1.0
+    quantiles: tuple[float, ...] = (1.0,) * len(SOURCES)
     scales: tuple[tuple[float, ...], ...] = ((1.0,), (1.0,))
     frames: int = 0
 
     def __post_init__(self) -> None:
-        values = [self.coverage, self.quantile, *(scale for row in self.scales for scale in row)]
+        values = [self.coverage, *self.quantiles, *(scale for row in self.scales for scale in row)]
         lengths = {len(row) for row in self.scales}
-        if len(self.scales) != 2 or lengths == {0} or len(lengths) != 1 or not all(map(_is_positive, values)):
+        table = len(self.scales) == 2 and len(lengths) == 1 and lengths != {0}
+        if not table or len(self.quantiles) != len(SOURCES) or not all(map(_is_positive, values)):
             raise InvalidInput(
-                "interval: expected two rows of equally many positive scales, and a positive coverage and "
-                "quantile",
+                "interval: expected two rows of equally many positive scales, a positive coverage, and a "
+                f"positive quantile for each of {', '.join(SOURCES)}",
                 field="calibration",
             )
 
@@ -157,9 +161,9 @@ class ConformalInterval:
         coverage: float = 0.9,
         bins: int = 10,
         episode_N: IntArray | None = None,
-        group_N: IntArray | None = None,
+        source_N: IntArray | None = None,
     ) -> ConformalInterval:
-        """Fit scales on one half of the held-out episodes and the quantile on the other.
+        """Fit the quantiles with each half's episodes under the other half's scales, then scales on all.
 
         Args:
             progress_N: predicted progress in [0, 1].
@@ -167,9 +171,10 @@ class ConformalInterval:
             uncertain_N: the answers' `uncertain` flag.
             coverage: promised share, in (0, 1).
             bins: of the progress.
-            group_N: groups of episodes in each of which the promise holds; by default there is one.
             episode_N: which episode a frame is of; frames of an episode stay together. By default every
                 frame is its own.
+            source_N: where each frame's episode comes from, a place in `SOURCES` or `UNTOLD`; by default
+                nobody knows, and one quantile serves all.
         """
         if not 0 < coverage < 1 or len(progress_N) < 2 or bins < 1:
             raise InvalidInput(
@@ -180,19 +185,26 @@ class ConformalInterval:
         error_N = np.abs(np.asarray(target_N, np.float64) - progress_N)
         flag_N, bin_N = uncertain_N.astype(np.int64), _bin(progress_N, bins)
         second_half = _second_half(np.arange(len(error_N)) if episode_N is None else episode_N)
-        scales = _scales(error_N[~second_half], flag_N[~second_half], bin_N[~second_half], bins)
-        ratio_N = (error_N / scales[flag_N, bin_N])[second_half]
-        groups = np.zeros(len(ratio_N), np.int64) if group_N is None else group_N[second_half]
-        quantile = max(_quantile(ratio_N[groups == group], coverage) for group in np.unique(groups))
-        table = tuple(tuple(map(float, row)) for row in scales)
-        return cls(coverage, max(quantile, 1e-9), table, len(ratio_N))
+        ratio_N = np.empty(len(error_N))
+        for half in (second_half, ~second_half):
+            scales = _scales(error_N[~half], flag_N[~half], bin_N[~half], bins)
+            ratio_N[half] = (error_N / scales[flag_N, bin_N])[half]
+        quantiles = _quantiles(ratio_N, source_N, coverage)
+        table = tuple(tuple(map(float, row)) for row in _scales(error_N, flag_N, bin_N, bins))
+        return cls(coverage, quantiles, table, len(ratio_N))
 
     def apply(
-        self, progress_B: FloatArray, uncertain_B: BoolArray
+        self, progress_B: FloatArray, uncertain_B: BoolArray, source_B: IntArray | None = None
     ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
-        """Low and high, float32 (B,), within [0, 1]; the progress always lies between them."""
+        """Low and high, float32 (B,), within [0, 1]; the progress always lies between them.
+
+        Args:
+            source_B: each episode's place in `SOURCES`, or `UNTOLD`, which is the default for all.
+        """
         table = np.asarray(self.scales)
-        width_B = self.quantile * table[uncertain_B.astype(np.int64), _bin(progress_B, table.shape[1])]
+        by_source = np.array([*self.quantiles, max(self.quantiles)])  # the last one is that of UNTOLD, -1
+        quantile_B = by_source[UNTOLD if source_B is None else source_B]
+        width_B = quantile_B * table[uncertain_B.astype(np.int64), _bin(progress_B, table.shape[1])]
         progress = np.asarray(progress_B, dtype=np.float32)
         low = np.clip(progress - width_B, 0, 1).astype(np.float32)
         high = np.clip(progress + width_B, 0, 1).astype(np.float32)
@@ -225,6 +237,7 @@ class Calibration:
         try:
             interval = dict(data["interval"])
             interval["scales"] = tuple(tuple(map(float, row)) for row in interval["scales"])
+            interval["quantiles"] = tuple(map(float, interval["quantiles"]))
             return cls(
                 float(data["temperature"]), UncertainRule(**data["rule"]), ConformalInterval(**interval)
             )
@@ -243,6 +256,13 @@ def _quantile(ratio_N: FloatArray, coverage: float) -> float:
     """The finite-sample quantile. With too few frames for the promise: everything between 0 and 1."""
     rank = math.ceil((len(ratio_N) + 1) * coverage)
     return float(np.sort(ratio_N)[rank - 1]) if rank <= len(ratio_N) else 1 / SCALE_FLOOR
+
+
+def _quantiles(ratio_N: FloatArray, source_N: IntArray | None, coverage: float) -> tuple[float, ...]:
+    """One for each source; a source without a frame gets that of all frames."""
+    sources = np.full(len(ratio_N), UNTOLD) if source_N is None else source_N
+    chosen = [ratio_N[sources == place] for place in range(len(SOURCES))]
+    return tuple(max(_quantile(mine if len(mine) else ratio_N, coverage), 1e-9) for mine in chosen)
 
 
 def _bin(progress: FloatArray, bins: int) -> IntArray:

@@ -16,11 +16,19 @@ from typing import TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from sarm2_client import wire
 from sarm2_client.errors import InvalidImage, InvalidInput, InvalidSequence, InvalidState
 from sarm2_client.images import resize_with_pad
 from sarm2_models.encoder import Float16Array
 from sarm2_models.reward_model import RewardModel, ScoreBatch
-from sarm2_models.window import EpisodeMemory, Float32Array, IntArray, WindowBatch, window_slots
+from sarm2_models.window import (
+    EpisodeMemory,
+    Float32Array,
+    IntArray,
+    WindowBatch,
+    source_index,
+    window_slots,
+)
 
 Image: TypeAlias = npt.NDArray[np.uint8]
 Pictures: TypeAlias = Sequence[Image] | npt.NDArray[np.uint8]
@@ -76,19 +84,24 @@ class Predictor:
         self._memory: EpisodeMemory | None = None
         self._instruction: Float16Array | None = None
         self._task_known = False
+        self._source: wire.EpisodeSource | None = None
 
-    def reset(self, task: str, fps: float) -> None:
+    def reset(self, task: str, fps: float, source: wire.EpisodeSource | None = None) -> None:
         """Start an episode.
 
         Args:
             task: the instruction, in words.
             fps: frames a second.
+            source: `demonstration` or `rollout`, for the interval that was calibrated on such episodes; by
+                default the wider one, which holds for both.
 
         Raises:
-            InvalidInput: a frame rate that is not finite and positive.
+            InvalidInput: a frame rate that is not finite and positive, or another source.
         """
+        source_index(source)
         self._memory = self.model.new_memory(fps)
         self._instruction, self._task_known = self.model.instruction(task)
+        self._source = source
 
     def step(self, images: Mapping[str, Image], state_S: npt.ArrayLike, seq: int | None = None) -> StepScore:
         """Score the next frame.
@@ -112,7 +125,9 @@ class Predictor:
         if last is not None and number <= last:
             raise InvalidSequence(f"expected a seq above {last}, got {number}", field="seq")
         filled = self._memory.push(number, self.model.encoder.encode_images(pictures), state)
-        batch = WindowBatch.stack([self._memory.window()], [self._instruction], [self._task_known])
+        batch = WindowBatch.stack(
+            [self._memory.window()], [self._instruction], [self._task_known], [self._source]
+        )
         return step_score(self.model, self.model.score(batch), 0, number, self._task_known, filled)
 
     def score_episode(
@@ -122,11 +137,12 @@ class Predictor:
         images: Mapping[str, Pictures],
         state_TS: npt.ArrayLike,
         seqs: Sequence[int] | None = None,
+        source: wire.EpisodeSource | None = None,
     ) -> ScoreBatch:
         """Score a whole episode, row t for frame t. Does not touch the live episode.
 
         Args:
-            task, fps: as in `reset`.
+            task, fps, source: as in `reset`.
             images: per camera, T pictures.
             state_TS: (T, S).
             seqs: the frames' numbers, rising, where some are missing; by default 0 to T - 1.
@@ -136,7 +152,7 @@ class Predictor:
         """
         states = np.stack([check_state(row, self.model.config.state_dim) for row in _rows(state_TS)])
         embeddings = self.embed_episode(images, len(states))
-        return self.score_embeddings(task, fps, embeddings, states, seqs)
+        return self.score_embeddings(task, fps, embeddings, states, seqs, source)
 
     def embed_episode(self, images: Mapping[str, Pictures], frames: int) -> Float16Array:
         """Embeddings (T, C, D) of an episode's pictures, a few frames at a time. Raises InvalidImage."""
@@ -160,6 +176,7 @@ class Predictor:
         embeddings_TCD: Float16Array,
         state_TS: Float32Array,
         seqs: Sequence[int] | None = None,
+        source: wire.EpisodeSource | None = None,
     ) -> ScoreBatch:
         """Score an episode whose frames are embedded already (float16, from this model's encoder)."""
         instruction, known = self.model.instruction(task)
@@ -178,6 +195,7 @@ class Predictor:
                 mask_BW=masks[start : start + BATCH_WINDOWS],
                 instruction_BD=np.repeat(instruction[None], len(chosen), axis=0),
                 task_known_B=np.full(len(chosen), known),
+                source_B=np.full(len(chosen), source_index(source)),
             )
             parts.append(self.model.score(batch))
         return ScoreBatch.concatenate(parts)

@@ -261,7 +261,7 @@ class RewardModel:
             embeddings, state, mask, self._primitive_texts[route], instruction, self._groups[route]
         )
         progress_B = output.progress_B[:count].float().cpu().numpy()
-        low_B, high_B = self.calibration.interval.apply(progress_B, uncertain_B)
+        low_B, high_B = self.calibration.interval.apply(progress_B, uncertain_B, batch.source_B)
         return ScoreBatch(
             progress_B=progress_B,
             primitive_index_B=index_B,
@@ -316,6 +316,7 @@ class RewardModel:
             "mask_BW": (rows, slots),
             "instruction_BD": (rows, dim),
             "task_known_B": (rows,),
+            "source_B": (rows,),
         }
         for name, shape in expected.items():
             got = getattr(batch, name).shape

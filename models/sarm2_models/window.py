@@ -11,16 +11,32 @@ Shapes: T frames or queries, W slots, C cameras, D embedding, S state, B batch.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import get_args
 
 import numpy as np
 import numpy.typing as npt
 
+from sarm2_client import wire
 from sarm2_client.errors import InvalidInput, InvalidSequence
 
 Float16Array = npt.NDArray[np.float16]
 Float32Array = npt.NDArray[np.float32]
 BoolArray = npt.NDArray[np.bool_]
 IntArray = npt.NDArray[np.int64]
+
+SOURCES: tuple[wire.EpisodeSource, ...] = get_args(wire.EpisodeSource)
+"""Where an episode may come from; `WindowBatch.source_B` counts in this order."""
+UNTOLD = -1
+"""The source of an episode of which nobody said where it comes from."""
+
+
+def source_index(source: wire.EpisodeSource | None) -> int:
+    """Place in `SOURCES`, or `UNTOLD`. Raises InvalidInput for another word."""
+    if source is None:
+        return UNTOLD
+    if source not in SOURCES:
+        raise InvalidInput(f"expected source {' or '.join(SOURCES)}, got {source!r}", field="source")
+    return SOURCES.index(source)
 
 
 def window_slots(
@@ -72,6 +88,7 @@ class WindowBatch:
         mask_BW: bool, True where the slot holds a frame.
         instruction_BD: float16, text embedding of each episode's instruction.
         task_known_B: bool, whether the model was trained on that instruction.
+        source_B: int64, where the episode comes from: place in `SOURCES`, or `UNTOLD`.
     """
 
     embeddings_BWCD: Float16Array
@@ -79,13 +96,18 @@ class WindowBatch:
     mask_BW: BoolArray
     instruction_BD: Float16Array
     task_known_B: BoolArray
+    source_B: IntArray
 
     def __len__(self) -> int:
         return len(self.mask_BW)
 
     @classmethod
     def stack(
-        cls, windows: list[Window], instructions: list[Float16Array], task_known: list[bool]
+        cls,
+        windows: list[Window],
+        instructions: list[Float16Array],
+        task_known: list[bool],
+        sources: list[wire.EpisodeSource | None],
     ) -> WindowBatch:
         """A batch of single windows with their instructions (D,)."""
         return cls(
@@ -94,6 +116,7 @@ class WindowBatch:
             mask_BW=np.stack([window.mask_W for window in windows]),
             instruction_BD=np.stack(instructions),
             task_known_B=np.asarray(task_known, dtype=bool),
+            source_B=np.array([source_index(source) for source in sources], dtype=np.int64),
         )
 
 

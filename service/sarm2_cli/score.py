@@ -17,7 +17,7 @@ from rich.progress import Progress
 from sarm2_cli.server_process import ServerProcess
 from sarm2_client.client import RewardClient
 from sarm2_client.errors import InvalidInput
-from sarm2_client.wire import Score
+from sarm2_client.wire import EpisodeSource, Score
 from sarm2_rollouts.episode import Episode
 from sarm2_rollouts.lerobot_reader import open_dataset
 
@@ -46,6 +46,13 @@ def score(
     task: Annotated[
         str | None, typer.Option(help="Instruction to score against, instead of the dataset's own.")
     ] = None,
+    source: Annotated[
+        EpisodeSource | None,
+        typer.Option(
+            help="Where the episodes come from: narrows the interval to what was calibrated on such ones. "
+            "By default what the dataset says of itself, if it does."
+        ),
+    ] = None,
 ) -> None:
     """Score whole episodes: `EPISODE.png` with curve, interval and primitives, and `EPISODE.json`.
 
@@ -67,7 +74,7 @@ def score(
     with reached(server, bundle) as client, Progress(console=Console(stderr=True)) as bar:
         for index in bar.track(chosen, description="episodes"):
             loaded = with_names(episodes.episode(index), names, task)
-            scores = stream_through(client, loaded, bar)
+            scores = stream_through(client, loaded, source or loaded.source, bar)
             stem = out / f"episode_{index:06d}"
             stem.with_suffix(".json").write_bytes(msgspec.json.encode(scores))
             draw_episode(stem.with_suffix(".png"), loaded, scores=scores, title=loaded.task)
@@ -119,9 +126,12 @@ def reached(server: str | None, bundle: Path | None) -> Iterator[RewardClient]:
         yield client
 
 
-def stream_through(client: RewardClient, episode: Episode, progress: Progress) -> list[Score]:
+def stream_through(
+    client: RewardClient, episode: Episode, source: EpisodeSource | None, progress: Progress
+) -> list[Score]:
     """Every frame of a recorded episode, as fast as the service answers; one score a frame."""
-    with client.episode(episode.task, episode.fps, list(episode.images), qos="batch") as live:
+    cameras = list(episode.images)
+    with client.episode(episode.task, episode.fps, cameras, qos="batch", source=source) as live:
         for index in progress.track(range(len(episode)), description="frames"):
             pictures = {camera: files[index] for camera, files in episode.images.items()}
             live.push(pictures, episode.state_TS[index])

@@ -22,7 +22,7 @@ from sarm2_service.state import Service
 from sarm2_service.steps import Step
 
 MSGPACK = "application/msgpack"
-_FORM_FIELDS = ("task", "fps", "state", "session_id", "reward", "gamma")
+_FORM_FIELDS = ("task", "fps", "state", "session_id", "reward", "gamma", "source")
 
 
 async def score_episode(service: Service, request: Request) -> Response:
@@ -82,6 +82,7 @@ async def _score(service: Service, request: wire.EpisodeRequest) -> wire.Episode
         qos="batch",
         reward=request.reward,
         gamma=request.gamma,
+        source=request.source,
     )
     session, _ = await service.sessions.open(start)
     answers = _Answers()
@@ -182,7 +183,7 @@ async def _from_form(service: Service, form: FormData) -> bytes:
         for t, state in enumerate(states)
     ]
     fields: dict[str, Any] = {"task": form.get("task"), "fps": _json_field(form, "fps"), "frames": frames}
-    fields |= {name: form[name] for name in ("session_id", "reward") if name in form}
+    fields |= {name: form[name] for name in ("session_id", "reward", "source") if name in form}
     if "gamma" in form:
         fields["gamma"] = _json_field(form, "gamma")
     return encode(fields)

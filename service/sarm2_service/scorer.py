@@ -104,10 +104,12 @@ class Scorer:
         """Loaded, warm, and with a living device thread."""
         return self.ready and self._device.alive
 
-    async def open_lane(self, task: str, fps: float, qos: wire.Qos) -> Lane:
+    async def open_lane(
+        self, task: str, fps: float, qos: wire.Qos, source: wire.EpisodeSource | None
+    ) -> Lane:
         """Begin an episode: embeds its instruction if it is new."""
         instruction_D, known = await self._device.call(self.model.instruction, task)
-        return Lane(self.model.new_memory(fps), instruction_D, known, qos, fps)
+        return Lane(self.model.new_memory(fps), instruction_D, known, qos, fps, source)
 
     def new_step(
         self,
@@ -189,7 +191,7 @@ class Scorer:
         memory = self.model.new_memory(config.fps)
         black = np.zeros((len(config.cameras), size, size, 3), np.uint8)
         memory.push(0, self.model.encoder.encode_images(black), np.zeros(config.state_dim, np.float32))
-        self.model.score(WindowBatch.stack([memory.window()], [instruction_D], [known]))
+        self.model.score(WindowBatch.stack([memory.window()], [instruction_D], [known], [None]))
 
     def _work(self) -> bool:
         with self._device.condition:
@@ -304,6 +306,7 @@ class Scorer:
             [window for _, window in items],
             [lane.instruction_D for lane in lanes],
             [lane.task_known for lane in lanes],
+            [lane.source for lane in lanes],
         )
         scores = self.model.score(batch)
         elapsed = time.perf_counter() - started

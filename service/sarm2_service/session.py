@@ -247,15 +247,17 @@ class Session:
     def check_same(self, start: wire.Start) -> None:
         """Raise Conflict if a resume names another task, rate or cameras than the episode has."""
         mine, theirs = self.start, start
-        same = (mine.task, mine.reward, mine.qos, sorted(mine.cameras)) == (
+        same = (mine.task, mine.reward, mine.qos, mine.source, sorted(mine.cameras)) == (
             theirs.task,
             theirs.reward,
             theirs.qos,
+            theirs.source,
             sorted(theirs.cameras),
         )
         if not same or not math.isclose(mine.fps, theirs.fps):
             raise Conflict(
-                "this session began with another task, fps, cameras, qos or reward; resume it unchanged",
+                "this session began with another task, fps, cameras, qos, source or reward; "
+                "resume it unchanged",
                 field="session_id",
             )
 

@@ -58,7 +58,7 @@ class Sessions:
             self._opening.discard(start.session_id)
 
     async def _new(self, start: wire.Start) -> Session:
-        lane = await self._scorer.open_lane(start.task, start.fps, start.qos)
+        lane = await self._scorer.open_lane(start.task, start.fps, start.qos, start.source)
         session = Session(start, lane, self._scorer, self._settings, self._feed.open(start))
         self._open[start.session_id] = session
         self._count()

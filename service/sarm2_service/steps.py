@@ -35,6 +35,7 @@ class Lane:
     task_known: bool
     qos: wire.Qos
     fps: float
+    source: wire.EpisodeSource | None = None
     order: float = 0.0
     closed: bool = False
 

@@ -107,26 +107,27 @@ def test_the_interval_is_wider_where_errors_are_larger() -> None:
     assert width[0] < width[1] < width[2]
 
 
-def test_the_interval_holds_in_the_group_whose_errors_are_larger() -> None:
+def test_the_interval_holds_for_each_source_apart_and_the_wider_one_where_it_is_not_told() -> None:
     rng = np.random.default_rng(0)
-    group = np.arange(8000) // 40 % 4 // 2  # two episodes of each in turn: both halves have both
+    source = np.arange(8000) // 40 % 4 // 2  # two episodes of each in turn: both halves have both
     progress = np.full(8000, 0.5)
-    target = progress + np.where(group == 1, 0.1, 0.02) * rng.uniform(-1, 1, 8000)
+    target = progress + np.where(source == 1, 0.1, 0.02) * rng.uniform(-1, 1, 8000)
     episode, certain = np.arange(8000) // 40, np.zeros(8000, dtype=bool)
 
-    def covered(interval: ConformalInterval, which: int) -> float:
-        low, high = interval.apply(progress, certain)
-        return float(np.mean(((low <= target) & (target <= high))[group == which]))
+    def covered(interval: ConformalInterval, which: int, told: bool) -> float:
+        low, high = interval.apply(progress, certain, source if told else None)
+        return float(np.mean(((low <= target) & (target <= high))[source == which]))
 
     together = ConformalInterval.fit(progress, target, certain, episode_N=episode)
-    apart = ConformalInterval.fit(progress, target, certain, episode_N=episode, group_N=group)
-    assert covered(together, 1) == pytest.approx(0.8, abs=0.02)  # what the easy group has too much
-    assert covered(apart, 1) == pytest.approx(0.9, abs=0.02)
-    assert covered(apart, 0) == 1.0
+    apart = ConformalInterval.fit(progress, target, certain, episode_N=episode, source_N=source)
+    assert covered(together, 1, told=True) == pytest.approx(0.8, abs=0.02)  # what demos have too much
+    assert [covered(apart, which, told=True) for which in (0, 1)] == pytest.approx([0.9, 0.9], abs=0.02)
+    assert covered(apart, 1, told=False) == pytest.approx(0.9, abs=0.02)
+    assert covered(apart, 0, told=False) == 1.0
 
 
 def test_the_interval_lies_in_0_to_1_and_always_holds_the_progress() -> None:
-    interval = ConformalInterval(0.9, 3.0, ((0.1, 0.2), (0.3, 0.4)), 10)
+    interval = ConformalInterval(0.9, (3.0, 3.0), ((0.1, 0.2), (0.3, 0.4)), 10)
     progress = np.linspace(0, 1, 101, dtype=np.float32)
     for flag in (False, True):
         low, high = interval.apply(progress, np.full(101, flag))
@@ -165,7 +166,7 @@ def test_what_makes_no_sense_is_refused() -> None:
     with pytest.raises(InvalidInput, match="coverage"):
         ConformalInterval.fit(np.ones(3), np.ones(3), np.ones(3, bool), coverage=1.0)
     with pytest.raises(InvalidInput, match="positive scales"):
-        ConformalInterval(0.9, 1.0, ((0.1,), (0.1, 0.2)))
+        ConformalInterval(0.9, (1.0, 1.0), ((0.1,), (0.1, 0.2)))
     with pytest.raises(InvalidInput, match="positive temperature"):
         Calibration(temperature=0.0)
     with pytest.raises(InvalidInput, match="finite threshold"):

@@ -22,7 +22,7 @@ from sarm2_models.predictor import Predictor
 from sarm2_models.reward_model import RewardModel, ScoreBatch
 
 CALIBRATION = Calibration(
-    1.5, UncertainRule(0.06, 0.05, 0.04, 0.9, 100), ConformalInterval(0.9, 2.0, ((0.1,), (0.2,)), 9)
+    1.5, UncertainRule(0.06, 0.05, 0.04, 0.9, 100), ConformalInterval(0.9, (2.0, 2.0), ((0.1,), (0.2,)), 9)
 )
 
 

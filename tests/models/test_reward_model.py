@@ -27,6 +27,7 @@ def batch(rows: int, *, known: bool = True, seed: int = 0) -> WindowBatch:
         mask_BW=mask,
         instruction_BD=generator.normal(size=(rows, DIM)).astype(np.float16),
         task_known_B=np.full(rows, known),
+        source_B=np.arange(rows) % 3 - 1,
     )
 
 
@@ -150,11 +151,12 @@ def test_the_temperature_flattens_probabilities_and_keeps_their_order(model: Rew
 
 
 def test_the_interval_is_that_of_the_calibration() -> None:
-    interval = ConformalInterval(0.9, 2.0, ((0.05,), (0.2,)), 10)
+    interval = ConformalInterval(0.9, (1.0, 2.0), ((0.05,), (0.2,)), 10)
     model = with_stage_bias(2, calibration=Calibration(interval=interval))
     certain, unsure = model.score(batch(4)), model.score(batch(4, known=False))
-    for scores, half in ((certain, 0.1), (unsure, 0.4)):
-        np.testing.assert_allclose(scores.high_B, np.minimum(scores.progress_B + half, 1), atol=1e-6)
+    for scores, scale in ((certain, 0.05), (unsure, 0.2)):
+        half_B = scale * np.array([2.0, 1.0, 2.0, 2.0])  # untold, demonstration, rollout, untold
+        np.testing.assert_allclose(scores.high_B, np.minimum(scores.progress_B + half_B, 1), atol=1e-6)
 
 
 # --- instructions -----------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sarm2_client.errors import InvalidInput, InvalidSequence
-from sarm2_models.window import EpisodeMemory, MemorySnapshot, WindowBatch, window_slots
+from sarm2_models.window import UNTOLD, EpisodeMemory, MemorySnapshot, WindowBatch, window_slots
 
 
 def memory(gap: int = 2, length: int = 3) -> EpisodeMemory:
@@ -137,9 +137,13 @@ def test_windows_stack_into_a_batch_with_their_own_instructions() -> None:
     first = live.window()
     push(live, 1)
     batch = WindowBatch.stack(
-        [first, live.window()], [np.zeros(2, np.float16), np.ones(2, np.float16)], [True, False]
+        [first, live.window()],
+        [np.zeros(2, np.float16), np.ones(2, np.float16)],
+        [True, False],
+        ["rollout", None],
     )
     assert len(batch) == 2
     assert batch.embeddings_BWCD.shape == (2, 4, 1, 2)
     assert batch.instruction_BD[:, 0].tolist() == [0, 1]
     assert batch.task_known_B.tolist() == [True, False]
+    assert batch.source_B.tolist() == [1, UNTOLD]

@@ -36,6 +36,10 @@ def episode(length: int = LENGTH, **fields: Any) -> dict[str, Any]:
     return {**body, **fields}
 
 
+def _width(score: wire.Score) -> float:
+    return score.interval[1] - score.interval[0]
+
+
 def post(http: httpx.Client, body: Any, **headers: str) -> httpx.Response:
     content = body if isinstance(body, bytes) else msgspec.msgpack.encode(body)
     return http.post("/v1/episodes:score", content=content, headers={**MSGPACK, **headers})
@@ -47,6 +51,8 @@ def test_a_whole_episode_gets_the_scores_a_robot_gets_live(server: RunningServer
         live = [robot.score(fakes.frame(seq)) for seq in range(LENGTH)]
         summary = robot.end(LENGTH - 1)
     answer = msgspec.msgpack.decode(post(http, episode()).content, type=wire.EpisodeResponse)
+    shown = decode_episode_response(post(http, episode(source="demonstration")).content)
+    assert all(_width(one) < _width(other) for one, other in zip(shown.scores, answer.scores, strict=True))
     assert [s.progress for s in answer.scores] == pytest.approx([s.progress for s in live], abs=1e-4)
     assert [s.primitive for s in answer.scores] == [s.primitive for s in live]
     assert answer.summary.segments == summary.segments
@@ -63,6 +69,7 @@ def test_multipart_gives_the_same_scores_as_msgpack(http: httpx.Client) -> None:
     frames = [fakes.frame(seq) for seq in range(LENGTH)]
     files = [(camera, ("f.jpg", frame.images[camera].data)) for frame in frames for camera in fakes.CAMERAS]
     data = {"task": fakes.TASKS[0], "fps": "10", "state": json.dumps([frame.state for frame in frames])}
+    data["source"] = "rollout"
     form = http.post("/v1/episodes:score", data=data, files=files)
     assert form.status_code == 200, form.text
     one, other = (decode_episode_response(answer.content) for answer in (form, post(http, episode())))

@@ -123,6 +123,19 @@ def test_shaped_reward_discounts_the_new_progress(server: RunningServer) -> None
     assert second.reward == pytest.approx(0.99 * second.progress - first.progress, abs=1e-6)
 
 
+def test_the_interval_is_that_of_the_episodes_source_and_the_wider_one_where_it_is_not_told(
+    server: RunningServer,
+) -> None:
+    width = {}
+    for source in (None, "demonstration", "rollout"):
+        with server.robot() as robot:
+            robot.start(f"from-{source}", source=source)
+            score = robot.score(fakes.frame(0))
+        width[source] = score.interval[1] - score.progress
+    assert width["demonstration"] == pytest.approx(width["rollout"] / 2, abs=1e-6)
+    assert width[None] == width["rollout"]
+
+
 def test_missing_frames_are_reported_with_the_next_score(server: RunningServer) -> None:
     with server.robot() as robot:
         robot.start("gaps")

@@ -20,7 +20,7 @@ import torch
 from numpy.random import Generator
 from torch import Tensor
 
-from sarm2_models.benchmark.exams import Exam, exam_frames
+from sarm2_models.benchmark.exams import Exam, exam_frames, exam_split
 from sarm2_models.benchmark.goal_frame import goal_frames, goal_progress
 from sarm2_models.benchmark.language_progress import REWIND, LanguageProgress, mismatch
 from sarm2_models.benchmark.layout import BenchmarkFolder
@@ -103,7 +103,8 @@ class Sarm2(Contender):
         if not self.stage:
             null_T = np.full(len(frames), words.null_index)
             return only_progress(heads.progress(frames, texts, null_T, words), words.null_index)
-        return predict(heads, frames, texts, words, self.calibration(bench, seed, heads))
+        source_T = bench.run.corpus(exam_split(exam)).source_T
+        return predict(heads, frames, texts, words, self.calibration(bench, seed, heads), source_T)
 
     def calibration(self, bench: BenchmarkFolder, seed: int, heads: Heads) -> Calibration:
         """Fitted on the calibration episodes, from its file where it is there."""

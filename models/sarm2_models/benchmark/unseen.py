@@ -46,7 +46,8 @@ def measure_unseen(bench: BenchmarkFolder) -> dict[str, dict[str, Estimate]]:
     corpus = bench.unseen.corpus("test")
     for seed in bench.seeds:
         heads = SARM2.heads(bench, seed, silent)
-        said = predict(heads, frames, texts, bench.run.vocabulary, SARM2.calibration(bench, seed, heads))
+        rules = SARM2.calibration(bench, seed, heads)
+        said = predict(heads, frames, texts, bench.run.vocabulary, rules, corpus.source_T)
         found.append((scored_episodes(corpus, said, mean_demo_frames(corpus)), said))
     every = np.arange(corpus.episodes)
     table = {"all": _mean(bench, found, every)}

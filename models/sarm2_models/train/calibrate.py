@@ -44,16 +44,21 @@ class Predictions:
 
 
 def predict(
-    heads: Heads, frames: Frames, texts: Texts, vocabulary: Vocabulary, calibration: Calibration
+    heads: Heads,
+    frames: Frames,
+    texts: Texts,
+    vocabulary: Vocabulary,
+    calibration: Calibration,
+    source_T: IntArray,
 ) -> Predictions:
-    """Score every frame of a corpus."""
+    """Score every frame of a corpus, whose episodes come from `source_T` (see `Corpus.source_T`)."""
     probs_TP = softmax(heads.logits(frames) / calibration.temperature)
     primitive_T = probs_TP.argmax(-1)
     confidence_T = probs_TP.max(-1)
     uncertain_T = _uncertain(confidence_T, primitive_T, calibration.rule, vocabulary)
     route_T = np.where(uncertain_T, vocabulary.null_index, primitive_T)
     progress_T = heads.progress(frames, texts, route_T, vocabulary)
-    low_T, high_T = calibration.interval.apply(progress_T, uncertain_T)
+    low_T, high_T = calibration.interval.apply(progress_T, uncertain_T, source_T)
     return Predictions(primitive_T, confidence_T, uncertain_T, progress_T, low_T, high_T)
 
 
@@ -75,7 +80,7 @@ def calibrate(
         uncertain_T,
         coverage=COVERAGE,
         episode_N=corpus.episode_T,
-        group_N=np.repeat(corpus.is_demo_N, corpus.length_N).astype(np.int64),
+        source_N=corpus.source_T,
     )
     return Calibration(temperature, rule, interval)
 

@@ -22,10 +22,9 @@ from sarm2_client.errors import InvalidInput
 from sarm2_client.images import decode_jpeg
 from sarm2_models.train.plan import KINDS
 from sarm2_models.vocabulary import Vocabulary
+from sarm2_models.window import IntArray, source_index
 from sarm2_rollouts.episode import Episode
 from sarm2_rollouts.lerobot_reader import open_dataset
-
-IntArray = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -90,6 +89,12 @@ class Corpus:
     def is_demo_N(self) -> npt.NDArray[np.bool_]:
         """Whether each episode is a demonstration, even or uneven, and no rollout."""
         return np.isin(self.kind_N, [KINDS.index("demo"), KINDS.index("clean_demo")])
+
+    @property
+    def source_T(self) -> IntArray:
+        """Where each frame's episode comes from: its place in `SOURCES`."""
+        shown, tried = source_index("demonstration"), source_index("rollout")
+        return np.repeat(np.where(self.is_demo_N, shown, tried), self.length_N)
 
     def picture(self, frame: int, camera: int) -> npt.NDArray[np.uint8]:
         """One picture, uint8 RGB (H, W, 3)."""

@@ -74,7 +74,7 @@ class Evaluator:
         if episode.progress_T is None or episode.segments is None:
             raise InvalidInput("an evaluation needs episodes with true progress and primitives")
         vocabulary = self.model.vocabulary
-        self._predictor.reset(episode.task, episode.fps)
+        self._predictor.reset(episode.task, episode.fps, episode.source)
         steps = [
             self._predictor.step(self._pictures(episode, t), episode.state_TS[t]) for t in range(len(episode))
         ]
