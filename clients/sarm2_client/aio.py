@@ -249,6 +249,12 @@ class AsyncRewardClient:
         response = decode_embed_response(await self._request("POST", "/v1/embed", data))
         return np.frombuffer(response.data, dtype="<f2").astype(np.float16).reshape(-1, response.dim)
 
+    async def embed_texts(self, texts: Sequence[str]) -> npt.NDArray[np.float16]:
+        """The frozen encoder's embeddings of instructions, float16 (N, D)."""
+        data = encode(wire.EmbedRequest(texts=list(texts)))
+        response = decode_embed_response(await self._request("POST", "/v1/embed", data))
+        return np.frombuffer(response.data, dtype="<f2").astype(np.float16).reshape(-1, response.dim)
+
     async def models(self) -> Any:
         """What `GET /v1/models` says, as plain lists and dicts."""
         data = await self._request("GET", "/v1/models", None, accept="application/json")

@@ -337,6 +337,10 @@ class RewardClient:
         """The frozen encoder's embeddings of pictures, float16 (N, D)."""
         return self._loop.run(self._client.embed(images))
 
+    def embed_texts(self, texts: Sequence[str]) -> npt.NDArray[np.float16]:
+        """The frozen encoder's embeddings of instructions, float16 (N, D)."""
+        return self._loop.run(self._client.embed_texts(texts))
+
     def models(self) -> Any:
         """What `GET /v1/models` says, as plain lists and dicts."""
         return self._loop.run(self._client.models())

@@ -307,13 +307,14 @@ class EpisodeResponse(Struct, kw_only=True, frozen=True):
 
 
 class EmbedRequest(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
-    """Body of `POST /v1/embed`: any number of pictures (up to the server's limit)."""
+    """Body of `POST /v1/embed`: any number of pictures and of instructions (up to the server's limit)."""
 
-    images: Annotated[list[Image], Meta(max_length=MAX_EMBED_IMAGES)]
+    images: Annotated[list[Image], Meta(max_length=MAX_EMBED_IMAGES)] = []
+    texts: Annotated[list[str], Meta(max_length=MAX_EMBED_IMAGES)] = []
 
 
 class EmbedResponse(Struct, kw_only=True, frozen=True):
-    """`data` is a C-contiguous little-endian float16 array of shape (images, dim)."""
+    """`data` is a C-contiguous little-endian float16 array of shape (images + texts, dim), pictures first."""
 
     dim: int
     data: bytes

@@ -92,6 +92,12 @@ class Dataset:
         """Frames of an episode, without reading it."""
         return int(self._row(index)["length"])
 
+    def episode_frames(self, index: int) -> range:
+        """The global indices of an episode's frames."""
+        row = self._row(index)
+        first = int(row["dataset_from_index"])
+        return range(first, first + int(row["length"]))
+
     def episode(self, index: int) -> Episode:
         """Read one episode, pictures included. Labels that the dataset does not hold are None."""
         row = self._row(index)

@@ -12,8 +12,10 @@ from sarm2_cli.demo import demo
 from sarm2_cli.doctor import doctor
 from sarm2_cli.evaluate import evaluate
 from sarm2_cli.record import record
+from sarm2_cli.relabel import relabel
 from sarm2_cli.score import score
 from sarm2_cli.serve import serve
+from sarm2_cli.spiral import spiral
 from sarm2_cli.train import train
 from sarm2_client.errors import Sarm2Error
 
@@ -26,8 +28,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (serve, demo, record, train, evaluate, benchmark, score, doctor):
+for command in (serve, demo, record, train, evaluate, benchmark, score, relabel, doctor):
     app.command()(command)
+app.add_typer(spiral, name="spiral")
 
 
 def main() -> None:

@@ -113,17 +113,23 @@ def with_names(episode: Episode, names: dict[str, str], task: str | None) -> Epi
 @contextmanager
 def reached(server: str | None, bundle: Path | None) -> Iterator[RewardClient]:
     """A client of the running service at `server` (HOST:PORT), or of one of our own, ended on exit."""
+    with served(server, bundle) as (host, port), RewardClient(host=host, port=port) as client:
+        yield client
+
+
+@contextmanager
+def served(server: str | None, bundle: Path | None) -> Iterator[tuple[str, int]]:
+    """Host and port of the running service at `server` (HOST:PORT), or of one of our own, ended on exit."""
     if server is None:
-        with ServerProcess(port=0, bundle=bundle) as own, RewardClient(port=own.port) as client:
-            yield client
+        with ServerProcess(port=0, bundle=bundle) as own:
+            yield "127.0.0.1", own.port
         return
     host, _, port = server.rpartition(":")
     if not host or not port.isdigit() or not 0 < int(port) < 65536:
         raise InvalidInput(
             f"--server {server!r}: expected HOST:PORT, for example 127.0.0.1:8765", field="server"
         )
-    with RewardClient(host=host, port=int(port)) as client:
-        yield client
+    yield host, int(port)
 
 
 def stream_through(

@@ -15,6 +15,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from sarm2_client import wire
+from sarm2_client.checks import check_task
 from sarm2_client.codec import decode_embed_request, decode_episode_request, encode
 from sarm2_client.errors import BY_CODE, InvalidInput, InvalidMessage, ModelFailed, Sarm2Error, TooLarge
 from sarm2_service.session import Session
@@ -39,17 +40,19 @@ async def score_episode(service: Service, request: Request) -> Response:
 
 
 async def embed(service: Service, request: Request) -> Response:
-    """Embed the pictures in the body. Raises a Sarm2Error for the first that cannot be embedded."""
+    """Embed the pictures and texts in the body. Raises a Sarm2Error for the first that cannot be embedded."""
     if service.uploads.locked():
         raise _busy(service)
     async with service.uploads:
         body = decode_embed_request(await request.body(), max_bytes=service.settings.max_body_bytes)
-        if not 1 <= len(body.images) <= service.settings.max_embed_images:
-            raise TooLarge(
-                f"expected 1 to {service.settings.max_embed_images} pictures, got {len(body.images)}",
-                field="images",
-            )
-        rows_ND = await service.scorer.embed(body.images)
+        count, most = len(body.images) + len(body.texts), service.settings.max_embed_images
+        if not 1 <= count <= most:
+            raise TooLarge(f"expected 1 to {most} pictures and texts together, got {count}", field="images")
+        for text in body.texts:
+            check_task(text, service.settings.max_task_chars)
+        rows_ND = np.concatenate(
+            [await service.scorer.embed(body.images), await service.scorer.embed_texts(body.texts)]
+        )
     encoder = service.scorer.model.encoder
     answer = wire.EmbedResponse(
         dim=encoder.dim, data=np.ascontiguousarray(rows_ND, "<f2").tobytes(), encoder_id=encoder.id

@@ -41,7 +41,7 @@ def api_router(service: Service) -> APIRouter:
         response_class=Response,
     )
     async def embed(request: Request) -> Response:
-        """Image embeddings: float16, little-endian, one row a picture."""
+        """Embeddings: float16, little-endian, one row a picture, then one a text."""
         return await episodes.embed(service, request)
 
     @router.get("/models", tags=["model"], response_model=schemas.Models)

@@ -158,6 +158,11 @@ class Scorer:
             with contextlib.suppress(RuntimeError):  # the pool has closed: the device decodes
                 step.decoding = self._pool.submit(self._decode, step)
 
+    async def embed_texts(self, texts: Sequence[str]) -> npt.NDArray[np.float16]:
+        """Embeddings (N, D) float16 of instructions, those that the model reads."""
+        rows = [(await self._device.call(self.model.instruction, text))[0] for text in texts]
+        return np.stack(rows) if rows else np.zeros((0, self.model.encoder.dim), np.float16)
+
     async def embed(self, images: Sequence[wire.Image]) -> npt.NDArray[np.float16]:
         """Image embeddings (N, D) float16, through cache and batches. Raises for the first bad picture."""
         chunk = max(1, self._settings.max_background_images // 2)

@@ -97,7 +97,7 @@ class Settings(BaseSettings):
     max_body_bytes: int = Field(default=256 * MEBIBYTE, ge=1024, le=2**32, description="one HTTP body")
     max_image_pixels: int = Field(default=4_194_304, ge=64, le=2**26, description="pixels of one picture")
     max_embed_images: int = Field(
-        default=1024, ge=1, le=65536, description="pictures in one call of /v1/embed"
+        default=1024, ge=1, le=65536, description="pictures and texts in one call of /v1/embed"
     )
     max_episode_frames: int = Field(default=36_000, ge=1, le=2**22, description="frames of one episode")
     max_task_chars: int = Field(default=512, ge=1, le=65536, description="characters of an instruction")

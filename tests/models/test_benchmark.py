@@ -37,6 +37,7 @@ from sarm2_models.estimate import Estimate, ratio
 from sarm2_models.train.layout import RunFolder
 from sarm2_models.train.plan import Episodes, HeadPlan, TrainPlan
 from sarm2_models.train.windows import Frames
+from sarm2_rollouts.metaworld_robot import Observation
 
 TWO = ("drawer-open", "hammer")
 FEW = Episodes(demo=2, clean_demo=1, perturbed=3, random=1)
@@ -165,7 +166,12 @@ def test_a_policy_is_cloned_from_its_own_tasks_demonstrations_and_goes_on_in_chu
     driver = ChunkedPolicy(model.eval(), run.load_encoder(), run.statistics(), run.config.cameras)
     driver.reset("anything")
     pictures = {camera: corpus.picture(0, 0) for camera in run.config.cameras}
-    actions = [driver.act(pictures, corpus.state_TS[0]) for _ in range(EXECUTED + 1)]
+    now = Observation(pictures, corpus.state_TS[0], np.zeros(1, np.float32), np.zeros(39), False)
+    actions, looked = [], []
+    for _ in range(EXECUTED + 1):
+        looked.append(driver.looks)
+        actions.append(driver.act(now))
+    assert looked == [True, *[False] * (EXECUTED - 1), True]
     assert len(looks) == 2
     assert actions[0].shape == (4,)
     assert np.abs(np.stack(actions)).max() <= 1

@@ -13,7 +13,6 @@ from collections import deque
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
@@ -30,7 +29,7 @@ from sarm2_models.train.variants import load_module, save_module
 from sarm2_models.train.windows import Frames
 from sarm2_models.window import Float32Array, IntArray
 from sarm2_rollouts.episode import Episode
-from sarm2_rollouts.metaworld_robot import ACTION_NAMES, EpisodePlan
+from sarm2_rollouts.metaworld_robot import ACTION_NAMES, EpisodePlan, Observation
 from sarm2_rollouts.policy_rollout import run_policy
 
 DEMOS = 25
@@ -130,16 +129,23 @@ class ChunkedPolicy:
         self._model, self._encoder, self._statistics, self._cameras = model, encoder, statistics, cameras
         self._waiting: deque[Float32Array] = deque()
 
+    @property
+    def looks(self) -> bool:
+        """Whether the next action needs pictures."""
+        return not self._waiting
+
     def reset(self, instruction: str) -> None:
         """Begin an episode. A policy of one task needs no instruction."""
         self._waiting.clear()
 
-    def act(self, images: dict[str, npt.NDArray[np.uint8]], state_S: Float32Array) -> Float32Array:
+    def act(self, now: Observation) -> Float32Array:
         """The next action (4,)."""
         if not self._waiting:
-            fitted = [resize_with_pad(images[camera], self._encoder.image_size) for camera in self._cameras]
+            fitted = [
+                resize_with_pad(now.images[camera], self._encoder.image_size) for camera in self._cameras
+            ]
             seen_CD = torch.from_numpy(self._encoder.encode_images(np.stack(fitted))).float()
-            state_BS = torch.from_numpy(self._statistics.standardise(state_S[None]))
+            state_BS = torch.from_numpy(self._statistics.standardise(now.state_S[None]))
             with torch.inference_mode():
                 self._waiting.extend(self._model(seen_CD[None], state_BS)[0, :EXECUTED].numpy())
         return self._waiting.popleft()

@@ -1,0 +1,82 @@
+"""Whatever scores a recorded episode: a service, or a model in this process."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from sarm2_client.client import RewardClient
+from sarm2_client.wire import EpisodeSource
+from sarm2_rollouts.episode import Episode
+
+
+@dataclass(frozen=True)
+class EpisodeScores:
+    """What a reward model says of every frame of an episode.
+
+    Attributes:
+        progress_T: float32 in [0, 1]; NaN where a frame could not be scored.
+        primitives_T: names; empty where it could not.
+        uncertain_T: bool; True where it could not.
+        failures: (frame, why) of each that could not.
+    """
+
+    progress_T: npt.NDArray[np.float32]
+    primitives_T: tuple[str, ...]
+    uncertain_T: npt.NDArray[np.bool_]
+    failures: tuple[tuple[int, str], ...] = ()
+
+
+class EpisodeScorer(Protocol):
+    """Scores whole episodes, frame by frame."""
+
+    @property
+    def model(self) -> str:
+        """Id, version and weights: the scores of two models are never mixed."""
+
+    def score(self, episode: Episode) -> EpisodeScores:
+        """One score a frame. A frame that cannot be scored is reported, and the others are scored."""
+
+
+class ServiceScorer:
+    """Scores through a service, which keeps the embeddings of every frame for the next time.
+
+    Args:
+        client: reaches it.
+        source: where all episodes come from; by default what each says of itself.
+    """
+
+    def __init__(self, client: RewardClient, source: EpisodeSource | None = None) -> None:
+        self._client, self._source = client, source
+
+    @property
+    def model(self) -> str:
+        """Id, version and weights of the service's model."""
+        model = self._client.get_server_metadata()["model"]
+        return model_name(model["id"], model["version"], model["weights_sha256"])
+
+    def score(self, episode: Episode) -> EpisodeScores:
+        """One score a frame."""
+        cameras = list(episode.images)
+        source = self._source or episode.source
+        with self._client.episode(episode.task, episode.fps, cameras, qos="batch", source=source) as live:
+            for frame in range(len(episode)):
+                pictures = {camera: files[frame] for camera, files in episode.images.items()}
+                live.push(pictures, episode.state_TS[frame])
+        progress_T = np.full(len(episode), np.nan, dtype=np.float32)
+        primitives_T, uncertain_T = [""] * len(episode), np.ones(len(episode), dtype=bool)
+        for score in live.scores:
+            progress_T[score.seq], uncertain_T[score.seq] = score.progress, score.uncertain
+            primitives_T[score.seq] = score.primitive
+        said = {error.seq: error.message for error in live.errors if error.seq is not None}
+        missing = np.flatnonzero(np.isnan(progress_T))
+        failures = tuple((int(frame), said.get(int(frame), "it was not answered")) for frame in missing)
+        return EpisodeScores(progress_T, tuple(primitives_T), uncertain_T, failures)
+
+
+def model_name(model_id: str, version: str, weights_sha256: str) -> str:
+    """The one spelling of a model's identity in files."""
+    return f"{model_id}@{version}#{weights_sha256[:16]}"

@@ -1,0 +1,205 @@
+"""Progress labels for a whole dataset: `sarm_progress.parquet`, which LeRobot's trainers read as it is.
+
+One row a frame, sorted by `index`: `index`, `episode_index`, `frame_index` (int64), `progress_sparse` and
+`progress_dense` (float32, the same numbers), `primitive`, `uncertain`; the schema's metadata names the model
+in `reward_model_path`. Beside it `rabc_weights.parquet` has the weight of every frame.
+
+A reader of these files gives full weight to a frame that is missing or NaN. So a frame that could not be
+scored never gets into the file: either nothing is written, or (`skip_failed`) its whole episode is given a
+curve that falls, which means weight 0.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from sarm2_client.errors import Conflict, InvalidInput
+from sarm2_rollouts.episode import Episode
+from sarm2_rollouts.episode_scorer import EpisodeScorer, EpisodeScores
+from sarm2_rollouts.lerobot_reader import Dataset
+from sarm2_rollouts.parquet import read_parquet
+from sarm2_rollouts.rabc import gains, rabc_weights, suggested_kappa
+
+PROGRESS_FILE = "sarm_progress.parquet"
+WEIGHTS_FILE = "rabc_weights.parquet"
+PARTS = ".sarm_progress"
+MODEL_KEY = "reward_model_path"
+
+FALLING = 1e-6
+"""Progress lost a frame by an episode that could not be scored: as little as float32 holds, and a loss."""
+
+SCHEMA = pa.schema(
+    [
+        ("index", pa.int64()),
+        ("episode_index", pa.int64()),
+        ("frame_index", pa.int64()),
+        ("progress_sparse", pa.float32()),
+        ("progress_dense", pa.float32()),
+        ("primitive", pa.string()),
+        ("uncertain", pa.bool_()),
+    ]
+)
+
+Tick = Callable[[int, int], None]
+"""Called with the episodes done and the episodes in all."""
+
+
+@dataclass(frozen=True)
+class Relabelled:
+    """What came of it.
+
+    Attributes:
+        path: of the progress file. weights: of the weights file.
+        episodes, frames: written.
+        failures: (episode, frame, why) of every frame that could not be scored.
+        kappa: gain from which on a frame has full weight. suggested_kappa: a quarter of the frames reach it.
+        full, none: shares of the frames with weight 1 and 0.
+    """
+
+    path: Path
+    weights: Path
+    episodes: int
+    frames: int
+    failures: tuple[tuple[int, int, str], ...]
+    kappa: float
+    suggested_kappa: float
+    full: float
+    none: float
+
+
+def relabel(
+    dataset: Dataset,
+    scorer: EpisodeScorer,
+    *,
+    chunk: int,
+    kappa: float | None = None,
+    skip_failed: bool = False,
+    restart: bool = False,
+    prepare: Callable[[Episode], Episode] = lambda episode: episode,
+    tick: Tick = lambda done, total: None,
+) -> Relabelled:
+    """Score every episode and write both files. What was scored before a kill is not scored again.
+
+    Args:
+        chunk: frames over which a gain of progress is measured, the trainer's own chunk size.
+        kappa: gain from which on a frame has full weight; by default the suggested one.
+        skip_failed: give an episode with a frame that cannot be scored weight 0, instead of giving up.
+        restart: forget what another model scored.
+        prepare: called with each episode before it is scored (to rename cameras, say).
+
+    Raises:
+        Conflict: the folder holds scores of another model. InvalidInput: a frame could not be scored; every
+        other episode is kept, so that a second try only repeats the failed ones.
+    """
+    parts = dataset.root / PARTS
+    _claim(parts, scorer.model, restart)
+    failures: list[tuple[int, int, str]] = []
+    for index in range(len(dataset)):
+        place = parts / f"{index:06d}.parquet"
+        if not place.exists():
+            scores = scorer.score(prepare(dataset.episode(index)))
+            failures += [(index, frame, why) for frame, why in scores.failures]
+            if not scores.failures or skip_failed:
+                _write_atomically(place, _rows(dataset, index, scores), {MODEL_KEY: scorer.model})
+        tick(index + 1, len(dataset))
+    if failures and not skip_failed:
+        raise InvalidInput(_told(failures), field="frames")
+    progress = dataset.root / PROGRESS_FILE
+    _join([parts / f"{index:06d}.parquet" for index in range(len(dataset))], progress, scorer.model)
+    gain_N = np.concatenate([gains(curve_T, chunk) for curve_T in curves(progress)])
+    suggested = suggested_kappa(gain_N)
+    chosen = suggested if kappa is None else kappa
+    weight_N = rabc_weights(gain_N, chosen)
+    weights = dataset.root / WEIGHTS_FILE
+    index_N = read_parquet(progress, ("index",))["index"]
+    _write_atomically(
+        weights, pa.table({"index": index_N, "weight": weight_N}), {"kappa": str(chosen), "chunk": str(chunk)}
+    )
+    shutil.rmtree(parts)
+    return Relabelled(
+        path=progress,
+        weights=weights,
+        episodes=len(dataset),
+        frames=len(weight_N),
+        failures=tuple(failures),
+        kappa=chosen,
+        suggested_kappa=suggested,
+        full=float((weight_N == 1).mean()),
+        none=float((weight_N == 0).mean()),
+    )
+
+
+def curves(path: Path) -> Iterator[npt.NDArray[np.float32]]:
+    """The progress (T,) of every episode of a progress file, in order. Raises InvalidInput or NotFound."""
+    table = read_parquet(path, ("episode_index", "progress_sparse"))
+    episode_N = table["episode_index"].to_numpy()
+    progress_N = table["progress_sparse"].to_numpy().astype(np.float32)
+    if len(episode_N):
+        yield from np.split(progress_N, np.flatnonzero(np.diff(episode_N)) + 1)
+
+
+def _claim(parts: Path, model: str, restart: bool) -> None:
+    """Make the folder of parts this model's own."""
+    owner = parts / "model.json"
+    if restart and parts.exists():
+        shutil.rmtree(parts)
+    if owner.exists() and (before := json.loads(owner.read_text())["model"]) != model:
+        raise Conflict(
+            f"{parts} holds scores of {before}, and now {model} scores; go on with that one, or forget its "
+            "scores with --restart"
+        )
+    parts.mkdir(exist_ok=True)
+    fresh = owner.with_suffix(".new")
+    fresh.write_text(json.dumps({"model": model}))
+    fresh.replace(owner)
+
+
+def _rows(dataset: Dataset, index: int, scores: EpisodeScores) -> pa.Table:
+    frames = dataset.episode_frames(index)
+    count = len(frames)
+    progress_T = scores.progress_T
+    if scores.failures:
+        progress_T = (FALLING * np.arange(count, 0, -1)).astype(np.float32)
+    columns = [
+        np.asarray(frames, dtype=np.int64),
+        np.full(count, index, dtype=np.int64),
+        np.arange(count, dtype=np.int64),
+        progress_T,
+        progress_T,
+        list(scores.primitives_T),
+        scores.uncertain_T,
+    ]
+    return pa.table(dict(zip(SCHEMA.names, columns, strict=True)), schema=SCHEMA)
+
+
+def _write_atomically(path: Path, table: pa.Table, metadata: dict[str, str]) -> None:
+    fresh = path.with_suffix(".new")
+    pq.write_table(table.replace_schema_metadata(metadata), fresh)
+    fresh.replace(path)
+
+
+def _join(parts: list[Path], path: Path, model: str) -> None:
+    fresh = path.with_suffix(".new")
+    with pq.ParquetWriter(fresh, SCHEMA.with_metadata({MODEL_KEY: model})) as writer:
+        for part in parts:
+            writer.write_table(read_parquet(part).replace_schema_metadata({MODEL_KEY: model}))
+    fresh.replace(path)
+
+
+def _told(failures: list[tuple[int, int, str]]) -> str:
+    shown = "; ".join(f"episode {episode} frame {frame}: {why}" for episode, frame, why in failures[:5])
+    more = f" and {len(failures) - 5} more" if len(failures) > 5 else ""
+    return (
+        f"{len(failures)} frames could not be scored ({shown}{more}). Nothing was written, for trainers give "
+        "full weight to a frame that is missing; mend them and run again, or give their episodes weight 0 "
+        "with --skip-failed"
+    )

@@ -1,0 +1,47 @@
+"""How often a policy succeeds, judged by the simulator: for people, never for the loop to learn from."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from sarm2_rollouts.metaworld_robot import EpisodePlan, iterate_episodes
+from sarm2_spiral.pilot import Pilot
+from sarm2_spiral.residual_update import Tick
+from sarm2_spiral.wilson import Rate
+
+
+def evaluate(
+    pilot: Pilot, plan: Sequence[EpisodePlan], path: Path, workers: int, tick: Tick = lambda done, total: None
+) -> Rate:
+    """Let a policy try every scene of a plan. Episodes in the file are not done again."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    done = {row["seed"] for row in _rows(path)}
+    missing = [entry for entry in plan if entry.seed not in done]
+    with path.open("a") as file:
+        episodes = iterate_episodes(missing, workers if missing else 0, make=pilot.fly)
+        for entry, episode in zip(missing, episodes, strict=True):
+            row = {"seed": entry.seed, "success": bool(episode.success), "frames": len(episode)}
+            file.write(json.dumps(row) + "\n")
+            file.flush()
+            done.add(entry.seed)
+            tick(len(done), len(plan))
+    return success_rate(path, plan)
+
+
+def success_rate(path: Path, plan: Sequence[EpisodePlan]) -> Rate:
+    """The successes in a file, of the scenes of a plan."""
+    wanted = {entry.seed for entry in plan}
+    rows = {row["seed"]: row["success"] for row in _rows(path) if row["seed"] in wanted}
+    return Rate(sum(rows.values()), len(rows))
+
+
+def _rows(path: Path) -> Iterator[dict[str, int]]:
+    if not path.exists():
+        return
+    for line in path.read_text().splitlines():
+        try:
+            yield json.loads(line)
+        except ValueError:
+            continue  # a kill tore the last line: that episode is done again

@@ -1,0 +1,119 @@
+"""Where a run keeps what, readable by its names.
+
+run.json                        settings, finished stages and their seconds
+demos/                          demonstrations, a LeRobot dataset with their progress beside them
+policies/NAME.safetensors       base policies: `bc`, `offline`, with the updater `rabc` also `roundK`
+rounds/K/rollouts/, trial/      datasets: what the deployed policy collected, and what the candidate tried
+rounds/K/learner.safetensors    the correction after round K, and its checkpoint with the optimisers
+rounds/K/decision.json          whether it was deployed, and why
+features/NAME.npy               features of every frame of a dataset
+evaluations/NAME.jsonl          one line an episode
+report/                         report.json, report.html and pictures
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+from sarm2_rollouts.metaworld_robot import SEED_BLOCK, EpisodePlan
+from sarm2_spiral.config import PolicyKind, SpiralConfig
+from sarm2_spiral.progress import Reward
+
+Updater: TypeAlias = Literal["residual", "rabc"]
+"""`residual`: a correction of the frozen base policy, learned by its critics. `rabc`: clone demonstrations
+and rollouts anew each round, weighted by what the frames gained."""
+
+SEEDS = {"demos": 1_000_000, "rollouts": 2_000_000, "evaluation": 3_000_000, "pictures": 4_000_000}
+"""Scenes from these numbers on; a run's own seed moves it on by whole blocks. What the reward model is
+trained and measured on lies below 1000000."""
+
+ROUND_SEEDS = 1000
+
+
+@dataclass(frozen=True)
+class SpiralFolder:
+    """A run's folder and settings.
+
+    Attributes:
+        task: a key of `TASKS`.
+        kind: what the policy sees.
+        seed: of scenes, networks and batches.
+        reward: where rewards come from. updater: what becomes of them.
+        bundle: what the service scores with, in words; part of the settings, so that none is mixed.
+    """
+
+    root: Path
+    task: str
+    kind: PolicyKind
+    seed: int
+    config: SpiralConfig
+    reward: Reward = "service"
+    updater: Updater = "residual"
+
+    @property
+    def demos(self) -> Path:
+        """The demonstrations."""
+        return self.root / "demos"
+
+    def round(self, number: int) -> Path:
+        """A round's folder; they count from 1."""
+        return self.root / "rounds" / str(number)
+
+    def policy(self, name: str) -> Path:
+        """Weights of a base policy."""
+        return self.root / "policies" / f"{name}.safetensors"
+
+    def learner(self, number: int) -> Path:
+        """Weights of the correction after a round."""
+        return self.round(number) / "learner.safetensors"
+
+    def features(self, name: str) -> Path:
+        """Features of every frame of a dataset."""
+        return self.root / "features" / f"{name}.npy"
+
+    def evaluation(self, name: str) -> Path:
+        """The episodes by which a policy was judged."""
+        return self.root / "evaluations" / f"{name}.jsonl"
+
+    @property
+    def report(self) -> Path:
+        """The report's folder."""
+        return self.root / "report"
+
+    def first_seed(self, what: str) -> int:
+        """Where this run's scenes of a kind begin."""
+        return SEEDS[what] + self.seed * SEED_BLOCK
+
+    def demo_plan(self) -> list[EpisodePlan]:
+        """The demonstrations to record: uneven ones."""
+        first = self.first_seed("demos")
+        return [EpisodePlan(self.task, "demo", first + n) for n in range(self.config.loop.demos)]
+
+    def rollout_plan(self, number: int) -> list[EpisodePlan]:
+        """The rollouts of a round."""
+        first = self.first_seed("rollouts") + number * ROUND_SEEDS
+        return [EpisodePlan(self.task, "policy", first + n) for n in range(self.config.loop.rollouts)]
+
+    def trial_plan(self, number: int) -> list[EpisodePlan]:
+        """The scenes of a round that the deployed policy met without noise, for the candidate to try."""
+        loop = self.config.loop
+        calm = [e for e in self.rollout_plan(number) if loop.exploration[e.seed % len(loop.exploration)] == 0]
+        return calm[: loop.trial]
+
+    def evaluation_plan(self, episodes: int) -> list[EpisodePlan]:
+        """Scenes that nothing learns from; the same for every policy of a seed."""
+        first = self.first_seed("evaluation")
+        return [EpisodePlan(self.task, "policy", first + n) for n in range(episodes)]
+
+    def settings(self) -> dict[str, Any]:
+        """What must be equal for a run to be gone on with."""
+        return {
+            "task": self.task,
+            "policy": self.kind,
+            "seed": self.seed,
+            "reward": self.reward,
+            "updater": self.updater,
+            "config": asdict(self.config),
+        }

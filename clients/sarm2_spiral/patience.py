@@ -1,0 +1,46 @@
+"""Waiting for a service that has gone away: the loop pauses, and goes on when it is back."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+from sarm2_client.errors import ConnectionLost, Overloaded, WaitTimeout
+
+OUTAGE_S = 600.0
+"""How long a service may be away before the loop gives up. What is finished is kept."""
+PAUSE_S = 2.0
+LONGEST_PAUSE_S = 30.0
+
+Thing = TypeVar("Thing")
+
+
+def patiently(
+    work: Callable[[], Thing],
+    *,
+    outage_s: float = OUTAGE_S,
+    tell: Callable[[str], None] = lambda text: None,
+) -> Thing:
+    """Do some work that needs the service, again and again while the service is away.
+
+    Args:
+        work: may be done several times; what it did before the service went must not count.
+        tell: told once when the waiting begins.
+
+    Raises what the work raised last, once the service has been away for `outage_s` seconds.
+    """
+    gone_since: float | None = None
+    pause = PAUSE_S
+    while True:
+        try:
+            return work()
+        except (ConnectionLost, WaitTimeout, Overloaded) as error:
+            now = time.monotonic()
+            if gone_since is None:
+                gone_since = now
+                tell(f"the service is away ({error.message}); waiting for it, at most {outage_s:.0f} s")
+            if now - gone_since > outage_s:
+                raise
+            time.sleep(pause)
+            pause = min(2 * pause, LONGEST_PAUSE_S)

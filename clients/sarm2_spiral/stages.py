@@ -1,0 +1,209 @@
+"""The work of a run's stages. Each can be killed at any time and started again.
+
+Shapes: T frames, F features, M latents, H actions of a chunk, E executed ones, A action, K = E x A.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+from rich.console import Console
+
+from sarm2_client.errors import InvalidInput
+from sarm2_rollouts.episode import Episode
+from sarm2_rollouts.episode_scorer import EpisodeScorer
+from sarm2_rollouts.lerobot_reader import open_dataset
+from sarm2_rollouts.metaworld_robot import ACTION_NAMES, STATE_NAMES, EpisodePlan, iterate_episodes
+from sarm2_rollouts.rabc import gain_weights, gains, rabc_weights
+from sarm2_rollouts.recorder import record
+from sarm2_rollouts.relabel import PROGRESS_FILE, relabel
+from sarm2_spiral.checkpoint import save_weights
+from sarm2_spiral.cloning import clone
+from sarm2_spiral.folder import SpiralFolder
+from sarm2_spiral.patience import patiently
+from sarm2_spiral.pilot import Pilot, load_base
+from sarm2_spiral.progress import progress_curves
+from sarm2_spiral.replay import Replay, Trajectory, executed_chunks
+from sarm2_spiral.residual import Learner
+from sarm2_spiral.residual_update import ResidualUpdate, Tick
+from sarm2_spiral.targets import Float32Array, smoothed
+
+Say: TypeAlias = Callable[[str], None]
+
+CHECKPOINT = "learner.checkpoint.safetensors"
+
+
+@dataclass(frozen=True)
+class Data:
+    """A dataset as the learner reads it: features, actions and progress of every episode."""
+
+    name: str
+    features: list[Float32Array]
+    actions: list[Float32Array]
+    progress: list[Float32Array]
+    demo: bool
+
+
+def record_demos(run: SpiralFolder, workers: int, console: Console) -> None:
+    """Uneven demonstrations of the scripted expert."""
+    if not _is_dataset(run.demos):
+        record(run.demo_plan(), run.demos, "image", workers, console=console)
+
+
+def collect(pilot: Pilot, plan: Sequence[EpisodePlan], root: Path, workers: int, console: Console) -> None:
+    """Rollouts of a policy, streamed to the service while they happen, as a dataset."""
+    if _is_dataset(root):
+        return
+
+    def source(missing: Sequence[Any]) -> Iterable[Episode]:
+        return iterate_episodes(missing, workers, make=pilot.fly)
+
+    record(plan, root, "image", workers, source=source, state_names=STATE_NAMES, console=console)
+
+
+def score(run: SpiralFolder, root: Path, scorer: EpisodeScorer, tick: Tick, say: Say) -> None:
+    """The service's progress beside a dataset; where rewards come from elsewhere, only for the report."""
+    if not (root / PROGRESS_FILE).exists():
+        dataset, chunk = open_dataset(root), run.config.loop.gain_frames
+        patiently(lambda: relabel(dataset, scorer, chunk=chunk, tick=tick), tell=say)
+
+
+def load(run: SpiralFolder, name: str, root: Path, pilot: Pilot, say: Say) -> Data:
+    """A dataset's features (from their file where it is there), actions and smoothed progress."""
+    dataset, path = open_dataset(root), run.features(name)
+    lengths = [dataset.episode_length(index) for index in range(len(dataset))]
+    if not path.exists():
+        source = pilot.features()
+        parts = [patiently(lambda e=episode: source.recorded(e), tell=say) for episode in dataset]  # type: ignore[misc]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        fresh = path.with_suffix(".new")
+        with fresh.open("wb") as file:
+            np.save(file, np.concatenate(parts), allow_pickle=False)
+        fresh.replace(path)
+    features_NF = np.load(path, allow_pickle=False)
+    demo_frames = float(np.mean(_lengths(run.demos)))
+    curves = progress_curves(dataset, run.reward, demo_frames)
+    return Data(
+        name=name,
+        features=np.split(features_NF, np.cumsum(lengths)[:-1]),
+        actions=[_actions(episode) for episode in dataset],
+        progress=[smoothed(curve_T, run.config.loop.smooth) for curve_T in curves],
+        demo=root == run.demos,
+    )
+
+
+def clone_policy(run: SpiralFolder, name: str, data: Sequence[Data], weighted: bool, tick: Tick) -> Path:
+    """A base policy cloned from datasets, weighted by what the frames gained or not."""
+    path = run.policy(name)
+    if path.exists():
+        return path
+    episodes = [pair for one in data for pair in zip(one.features, one.actions, strict=True)]
+    curves = [curve_T for one in data for curve_T in one.progress]
+    weights = frame_weights(run, curves) if weighted else [np.ones(len(c), np.float32) for c in curves]
+    checkpoint = path.with_suffix(".checkpoint")
+    policy = clone(episodes, weights, run.config.policy, run.seed, checkpoint, tick)
+    save_weights(path, policy)
+    checkpoint.unlink(missing_ok=True)
+    return path
+
+
+def frame_weights(run: SpiralFolder, curves: Sequence[Float32Array]) -> list[Float32Array]:
+    """The weight of every frame in reward-weighted cloning. Without rewards all frames weigh the same."""
+    loop = run.config.loop
+    if run.reward == "uniform":
+        return [np.ones(len(curve_T), dtype=np.float32) for curve_T in curves]
+    gain_N = np.concatenate([gains(curve_T, loop.gain_frames) for curve_T in curves])
+    weight_N = gain_weights(gain_N, loop.kappa) if loop.weighting == "gain" else rabc_weights(gain_N)
+    return np.split(weight_N, np.cumsum([len(curve_T) for curve_T in curves])[:-1])
+
+
+def update(run: SpiralFolder, number: int, base: Path, data: Sequence[Data], tick: Tick) -> None:
+    """Round `number` of the residual update, on all data so far."""
+    if run.learner(number).exists():
+        return
+    config, checkpoint = run.config.update, run.round(number) / CHECKPOINT
+    before = run.round(number - 1) / CHECKPOINT
+    if not checkpoint.exists() and before.exists():
+        shutil.copyfile(before, checkpoint.with_suffix(".new"))
+        checkpoint.with_suffix(".new").replace(checkpoint)
+    torch.manual_seed(run.seed)
+    learner = Learner(data[0].features[0].shape[1], len(ACTION_NAMES), config)
+    learner.standardise.fit(torch.from_numpy(np.concatenate(data[0].features)))
+    training = ResidualUpdate(learner, config, run.seed, checkpoint)
+    begin = (number - 1) * config.updates
+    replay = make_replay(run, base, learner, data)
+    training.run(replay, begin + config.updates, begin + config.critic_only, tick)
+    save_weights(run.learner(number), learner)
+
+
+def make_replay(run: SpiralFolder, base: Path, learner: Learner, data: Sequence[Data]) -> Replay:
+    """All data as transitions, with the frozen base policy's chunks for a few latents a frame."""
+    config, policy = run.config.update, load_base(base, run.config)
+    found = []
+    for one in data:
+        seeds = [run.seed, 13, *one.name.encode()]
+        rng = np.random.default_rng(seeds)
+        for features_TF, action_TA, progress_T in zip(one.features, one.actions, one.progress, strict=True):
+            seen_TF = torch.from_numpy(features_TF)
+            rows_RF = seen_TF.repeat_interleave(config.latents, 0)  # R = T x M
+            latent_RL = rng.normal(size=(len(rows_RF), policy.latent_size)).astype(np.float32)
+            chunk_RHA = policy.sample_chunk(rows_RF, torch.from_numpy(latent_RL))
+            base_TMK = chunk_RHA[:, : config.executed].reshape(len(seen_TF), config.latents, -1).numpy()
+            standard_TF = learner.standardise(seen_TF).numpy()
+            found.append(Trajectory(standard_TF, action_TA, progress_T, base_TMK, one.demo))
+    return Replay(found, config)
+
+
+@dataclass(frozen=True)
+class Decision:
+    """Whether a candidate was deployed.
+
+    Attributes:
+        before, after: mean final progress of the deployed policy and of the candidate, on the same scenes.
+        deployed: whether the candidate holds its own.
+    """
+
+    before: float
+    after: float
+    deployed: bool
+
+
+def decide(run: SpiralFolder, number: int, rollouts: Data, trial: Data) -> Decision:
+    """Compare a candidate with the deployed policy on the same scenes, by the loop's own rewards."""
+    path = run.round(number) / "decision.json"
+    if path.exists():
+        return Decision(**json.loads(path.read_text()))
+    seeds = [entry.seed for entry in run.rollout_plan(number)]
+    places = [seeds.index(entry.seed) for entry in run.trial_plan(number)]
+    before = float(np.mean([rollouts.progress[place][-1] for place in places]))
+    after = float(np.mean([curve_T[-1] for curve_T in trial.progress]))
+    decision = Decision(before, after, after >= before - run.config.loop.margin)
+    path.write_text(json.dumps(vars(decision)))
+    return decision
+
+
+def exploring(pilot: Pilot) -> Pilot:
+    """The same policy with the loop's noise, streaming."""
+    return replace(pilot, explore=True, stream=True)
+
+
+def _actions(episode: Episode) -> Float32Array:
+    if episode.action_TA is None:
+        raise InvalidInput("the episodes carry no actions; record them again")
+    return executed_chunks(episode.action_TA, 1)
+
+
+def _lengths(root: Path) -> list[int]:
+    dataset = open_dataset(root)
+    return [dataset.episode_length(index) for index in range(len(dataset))]
+
+
+def _is_dataset(root: Path) -> bool:
+    return (root / "meta" / "info.json").exists()

@@ -1,0 +1,94 @@
+"""`sarm2 relabel`: progress labels and RA-BC weights for every frame of a LeRobot dataset."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from sarm2_cli.score import camera_names, reached, with_names
+from sarm2_client.wire import EpisodeSource
+from sarm2_rollouts.episode_scorer import ServiceScorer
+from sarm2_rollouts.lerobot_reader import open_dataset
+
+
+def relabel(
+    dataset: Annotated[Path, typer.Argument(help="Root folder of a LeRobotDataset v3.0.")],
+    chunk: Annotated[
+        int,
+        typer.Option(min=1, help="Frames over which progress must grow: the chunk size of your trainer."),
+    ] = 50,
+    kappa: Annotated[
+        float | None,
+        typer.Option(
+            min=0.0,
+            help="Gain of progress over a chunk from which on a frame has full weight. By default what a "
+            "quarter of the frames reach; give the same to the trainer.",
+        ),
+    ] = None,
+    bundle: Annotated[
+        Path | None, typer.Option(help="Score with this bundle; the shipped one by default.")
+    ] = None,
+    server: Annotated[
+        str | None, typer.Option(help="Score through a running service instead: HOST:PORT.")
+    ] = None,
+    camera: Annotated[
+        list[str] | None,
+        typer.Option(help="MODEL_CAMERA=DATASET_CAMERA where the names differ, once for every camera."),
+    ] = None,
+    task: Annotated[
+        str | None, typer.Option(help="Instruction to score against, instead of the dataset's own.")
+    ] = None,
+    source: Annotated[
+        EpisodeSource | None, typer.Option(help="Where the episodes come from, if the dataset does not say.")
+    ] = None,
+    skip_failed: Annotated[
+        bool,
+        typer.Option(
+            "--skip-failed",
+            help="Give episodes with a frame that cannot be scored weight 0, instead of writing nothing.",
+        ),
+    ] = False,
+    restart: Annotated[
+        bool, typer.Option("--restart", help="Forget what another model has scored of this dataset.")
+    ] = False,
+) -> None:
+    """Write `sarm_progress.parquet` and `rabc_weights.parquet` into a dataset, for trainers to read.
+
+    Example: `sarm2 relabel ./my_dataset --chunk 50 --camera wrist=observation.images.wrist`
+
+    Then, with LeRobot 0.6: `lerobot-train --sample_weighting.type=rabc
+    --sample_weighting.progress_path=./my_dataset/sarm_progress.parquet ...` (0.4.3 to 0.5:
+    `--use_rabc=true --rabc_progress_path=...`). What is scored is kept episode by episode: after a kill, run
+    the same command again.
+    """
+    from sarm2_rollouts.relabel import relabel as write_labels
+
+    episodes, names, console = open_dataset(dataset), camera_names(camera or []), Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with reached(server, bundle) as client, Progress(*columns, console=console) as progress:
+        bar = progress.add_task("episodes", total=len(episodes))
+        done = write_labels(
+            episodes,
+            ServiceScorer(client, source),
+            chunk=chunk,
+            kappa=kappa,
+            skip_failed=skip_failed,
+            restart=restart,
+            prepare=lambda episode: with_names(episode, names, task),
+            tick=lambda count, total: progress.update(bar, completed=count, total=total),
+        )
+    for episode, frame, why in done.failures:
+        console.print(f"[yellow]episode {episode} frame {frame}[/yellow]: {why}", highlight=False)
+    table = Table("", "")
+    table.add_row("progress", str(done.path))
+    table.add_row("weights", str(done.weights))
+    table.add_row("frames", f"{done.frames} of {done.episodes} episodes")
+    table.add_row("kappa", f"{done.kappa:.4f} (suggested: {done.suggested_kappa:.4f})")
+    table.add_row("full weight", f"{done.full:.1%} of the frames")
+    table.add_row("weight 0", f"{done.none:.1%}")
+    Console().print(table)

@@ -1,0 +1,87 @@
+"""`sarm2 spiral`: improve a policy from its own rollouts, with rewards from the service."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sarm2_cli.score import served
+from sarm2_client.client import RewardClient
+from sarm2_rollouts.episode_scorer import ServiceScorer
+
+spiral = typer.Typer(
+    help="A policy that improves itself: clone demonstrations, collect rollouts, score them with the "
+    "service, update, again.",
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+)
+
+
+@spiral.callback()
+def about() -> None:
+    """SPIRAL: a policy that improves itself with the service's rewards."""
+
+
+@spiral.command()
+def run(
+    task: Annotated[str, typer.Option(help="Task of the simulated robot.")] = "hammer",
+    policy: Annotated[
+        str,
+        typer.Option(
+            help="What the policy sees: `image` (the service's frame embeddings and the robot's state), or "
+            "`state` (true positions of object and goal: a fast control)."
+        ),
+    ] = "image",
+    rounds: Annotated[
+        int | None, typer.Option(min=0, help="Rounds of collection and update; by default the preset's.")
+    ] = None,
+    reward: Annotated[
+        str,
+        typer.Option(
+            help="`service`, or a control: `true` (simulator), `linear` (clock), `success`, `uniform` (none)."
+        ),
+    ] = "service",
+    updater: Annotated[
+        str,
+        typer.Option(help="`residual` (critics and a correction), or `rabc` (reward-weighted cloning)."),
+    ] = "residual",
+    preset: Annotated[str, typer.Option(help="`metaworld`, `published` or `quick`.")] = "metaworld",
+    seed: Annotated[int, typer.Option(min=0, help="Of scenes, networks and batches.")] = 0,
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the run.")] = Path("runs/spiral"),
+    workers: Annotated[int, typer.Option(min=1, help="Robots at a time; one a core is best.")] = 2,
+    bundle: Annotated[
+        Path | None, typer.Option(help="Start a service with this bundle; the shipped one by default.")
+    ] = None,
+    server: Annotated[str | None, typer.Option(help="Use a running service instead: HOST:PORT.")] = None,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="The same as --preset quick: minutes, to see that it works.")
+    ] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the run in --out where it stopped.")
+    ] = False,
+) -> None:
+    """The whole figure: clone, update offline, then collect and update in a loop, with nobody in it.
+
+    Example: `sarm2 spiral run --task hammer --out runs/hammer`
+    """
+    from sarm2_cli.record import one_of
+    from sarm2_rollouts.metaworld_robot import TASKS
+    from sarm2_spiral.config import spiral_config
+    from sarm2_spiral.folder import SpiralFolder
+    from sarm2_spiral.progress import REWARDS
+    from sarm2_spiral.run import SpiralRun
+
+    config = spiral_config("quick" if quick else preset)
+    if rounds is not None:
+        config = replace(config, loop=replace(config.loop, rounds=rounds))
+    (name,) = one_of("task", task, sorted(TASKS))
+    (kind,) = one_of("policy", policy, ["image", "state"])
+    (source,) = one_of("reward", reward, list(REWARDS))
+    (kept,) = one_of("updater", updater, ["residual", "rabc"])
+    folder = SpiralFolder(out, name, kind, seed, config, source, kept)  # type: ignore[arg-type]
+    with served(server, bundle) as (host, port), RewardClient(host=host, port=port) as client:
+        report = SpiralRun(folder, ServiceScorer(client), host, port, workers).start(resume=resume)
+    typer.echo(f"report: {report}")
