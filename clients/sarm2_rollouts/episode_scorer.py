@@ -8,8 +8,9 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
+from sarm2_client.client import Episode as LiveEpisode
 from sarm2_client.client import RewardClient
-from sarm2_client.wire import EpisodeSource
+from sarm2_client.wire import EpisodeSource, Score
 from sarm2_rollouts.episode import Episode
 
 
@@ -60,12 +61,7 @@ class ServiceScorer:
 
     def score(self, episode: Episode) -> EpisodeScores:
         """One score a frame."""
-        cameras = list(episode.images)
-        source = self._source or episode.source
-        with self._client.episode(episode.task, episode.fps, cameras, qos="batch", source=source) as live:
-            for frame in range(len(episode)):
-                pictures = {camera: files[frame] for camera, files in episode.images.items()}
-                live.push(pictures, episode.state_TS[frame])
+        live = stream_episode(self._client, episode, self._source)
         progress_T = np.full(len(episode), np.nan, dtype=np.float32)
         primitives_T, uncertain_T = [""] * len(episode), np.ones(len(episode), dtype=bool)
         for score in live.scores:
@@ -75,6 +71,31 @@ class ServiceScorer:
         missing = np.flatnonzero(np.isnan(progress_T))
         failures = tuple((int(frame), said.get(int(frame), "it was not answered")) for frame in missing)
         return EpisodeScores(progress_T, tuple(primitives_T), uncertain_T, failures)
+
+
+def stream_episode(
+    client: RewardClient, episode: Episode, source: EpisodeSource | None = None
+) -> LiveEpisode:
+    """Every frame of a recorded episode, as fast as the service answers; closed, with its scores and errors.
+
+    Args:
+        source: where it comes from; by default what it says of itself.
+    """
+    cameras = list(episode.images)
+    where = source or episode.source
+    with client.episode(episode.task, episode.fps, cameras, qos="batch", source=where) as live:
+        for frame in range(len(episode)):
+            pictures = {camera: files[frame] for camera, files in episode.images.items()}
+            live.push(pictures, episode.state_TS[frame])
+    return live
+
+
+def scores_of(client: RewardClient, episode: Episode, source: EpisodeSource | None = None) -> list[Score]:
+    """One score a frame. Raises what the first frame that cannot be scored was answered."""
+    live = stream_episode(client, episode, source)
+    if live.errors:
+        raise live.errors[0]
+    return live.scores
 
 
 def model_name(model_id: str, version: str, weights_sha256: str) -> str:

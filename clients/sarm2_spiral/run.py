@@ -23,16 +23,23 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from sarm2_client.client import RewardClient
 from sarm2_client.errors import Conflict
-from sarm2_rollouts.episode_scorer import EpisodeScorer
+from sarm2_rollouts.episode_scorer import ServiceScorer, scores_of
+from sarm2_rollouts.episode_video import draw_video
+from sarm2_rollouts.metaworld_robot import EpisodePlan
 from sarm2_spiral import stages
 from sarm2_spiral.evaluation import evaluate
 from sarm2_spiral.folder import SpiralFolder
 from sarm2_spiral.pilot import Pilot
+from sarm2_spiral.report import write_report
 from sarm2_spiral.residual_update import Tick
 from sarm2_spiral.wilson import Rate
 
 RECORD = "run.json"
+
+FILMS = 2
+"""Scenes that the cloned and the improved policy are filmed in."""
 
 
 @dataclass
@@ -41,21 +48,21 @@ class SpiralRun:
 
     Args:
         run: its folder and settings.
-        scorer: gives rewards; a service, or in tests what stands for one.
-        host, port: of that service.
+        client: reaches the service, which gives rewards and embeddings.
+        host, port: of that service, for the robots.
         workers: robots at a time.
         console: where bars and tables go.
     """
 
     run: SpiralFolder
-    scorer: EpisodeScorer
+    client: RewardClient
     host: str
     port: int
     workers: int = 2
     console: Console = field(default_factory=Console)
 
     def start(self, *, resume: bool) -> Path:
-        """Do every stage that is not done yet. Returns the report's folder.
+        """Do every stage that is not done yet. Returns the report's page.
 
         Raises:
             Conflict: the folder holds a run and `resume` is false, or there is a run with other settings.
@@ -67,7 +74,8 @@ class SpiralRun:
         self._stage("offline", self._offline)
         for number in range(1, self.run.config.loop.rounds + 1):
             self._stage(f"round {number}", lambda n=number: self._round(n))  # type: ignore[misc]
-        return self.run.report
+        self._stage("report", self._report)
+        return self.run.report / "report.html"
 
     # --- stages ----------------------------------------------------------------------------------------
 
@@ -114,6 +122,18 @@ class SpiralRun:
         episodes = run.config.loop.evaluation if last else run.config.loop.between
         self._judge(f"round{number}", self.deployed(number), episodes)
 
+    def _report(self) -> None:
+        first, last = self._pilot(self.run.policy("bc"), None), self.deployed(self.run.config.loop.rounds)
+        films = {}
+        for number in range(FILMS):
+            entry = EpisodePlan(self.run.task, "policy", self.run.first_seed("pictures") + number)
+            for name, pilot in (("cloned", first), ("improved", last)):
+                path = self.run.report / f"{name}_{number}.mp4"
+                episode = replace(pilot, stream=True).fly(entry)
+                draw_video(path, episode, scores_of(self.client, episode))
+                films[f"{name} policy, scene {number}: {'success' if episode.success else 'failure'}"] = path
+        write_report(self.run, self._read()["seconds"], films)
+
     def _candidate(self, number: int) -> Pilot:
         run = self.run
         data = [self._load("demos")]
@@ -154,7 +174,7 @@ class SpiralRun:
 
     def _score(self, root: Path, name: str) -> None:
         with self._bar(f"scoring {name}") as tick:
-            stages.score(self.run, root, self.scorer, tick, self._say)
+            stages.score(self.run, root, ServiceScorer(self.client), tick, self._say)
 
     def _judge(self, name: str, pilot: Pilot, episodes: int) -> Rate:
         with self._bar(f"evaluating {name}") as tick:

@@ -17,8 +17,9 @@ from rich.progress import Progress
 from sarm2_cli.server_process import ServerProcess
 from sarm2_client.client import RewardClient
 from sarm2_client.errors import InvalidInput
-from sarm2_client.wire import EpisodeSource, Score
+from sarm2_client.wire import EpisodeSource
 from sarm2_rollouts.episode import Episode
+from sarm2_rollouts.episode_scorer import scores_of
 from sarm2_rollouts.lerobot_reader import open_dataset
 
 
@@ -53,11 +54,13 @@ def score(
             "By default what the dataset says of itself, if it does."
         ),
     ] = None,
+    video: Annotated[bool, typer.Option(help="Film the episodes too.")] = True,
 ) -> None:
-    """Score whole episodes: `EPISODE.png` with curve, interval and primitives, and `EPISODE.json`.
+    """Score whole episodes: `EPISODE.png` with curve, interval and primitives, `EPISODE.mp4`, `EPISODE.json`.
 
     Example: `sarm2 score ./my_dataset -e 0 -e 7 --camera wrist=observation.images.wrist`
     """
+    from sarm2_rollouts.episode_video import draw_video
     from sarm2_rollouts.plots import draw_episode
 
     if bundle is not None and server is not None:
@@ -74,10 +77,12 @@ def score(
     with reached(server, bundle) as client, Progress(console=Console(stderr=True)) as bar:
         for index in bar.track(chosen, description="episodes"):
             loaded = with_names(episodes.episode(index), names, task)
-            scores = stream_through(client, loaded, source or loaded.source, bar)
+            scores = scores_of(client, loaded, source)
             stem = out / f"episode_{index:06d}"
             stem.with_suffix(".json").write_bytes(msgspec.json.encode(scores))
             draw_episode(stem.with_suffix(".png"), loaded, scores=scores, title=loaded.task)
+            if video:
+                draw_video(stem.with_suffix(".mp4"), loaded, scores)
             last = scores[-1]
             bar.console.print(
                 json.dumps(
@@ -130,17 +135,3 @@ def served(server: str | None, bundle: Path | None) -> Iterator[tuple[str, int]]
             f"--server {server!r}: expected HOST:PORT, for example 127.0.0.1:8765", field="server"
         )
     yield host, int(port)
-
-
-def stream_through(
-    client: RewardClient, episode: Episode, source: EpisodeSource | None, progress: Progress
-) -> list[Score]:
-    """Every frame of a recorded episode, as fast as the service answers; one score a frame."""
-    cameras = list(episode.images)
-    with client.episode(episode.task, episode.fps, cameras, qos="batch", source=source) as live:
-        for index in progress.track(range(len(episode)), description="frames"):
-            pictures = {camera: files[index] for camera, files in episode.images.items()}
-            live.push(pictures, episode.state_TS[index])
-    if live.errors:
-        raise live.errors[0]
-    return live.scores

@@ -10,7 +10,6 @@ import typer
 
 from sarm2_cli.score import served
 from sarm2_client.client import RewardClient
-from sarm2_rollouts.episode_scorer import ServiceScorer
 
 spiral = typer.Typer(
     help="A policy that improves itself: clone demonstrations, collect rollouts, score them with the "
@@ -83,5 +82,5 @@ def run(
     (kept,) = one_of("updater", updater, ["residual", "rabc"])
     folder = SpiralFolder(out, name, kind, seed, config, source, kept)  # type: ignore[arg-type]
     with served(server, bundle) as (host, port), RewardClient(host=host, port=port) as client:
-        report = SpiralRun(folder, ServiceScorer(client), host, port, workers).start(resume=resume)
+        report = SpiralRun(folder, client, host, port, workers).start(resume=resume)
     typer.echo(f"report: {report}")

@@ -11,36 +11,14 @@ import pytest
 from PIL import Image
 
 from rollouts.small_episodes import small_episode
+from rollouts.small_scores import small_score
 from sarm2_client import wire
 from sarm2_client.errors import InvalidInput
 from sarm2_rollouts.plots import DPI, WIDTH_IN, draw_episode
 
-TIMING = wire.Timing(total_ms=1.0, queue_ms=0.0, encode_ms=0.5, heads_ms=0.5)
-
 
 def scores(frames: Iterable[int], *, uncertain: bool = False) -> list[wire.Score]:
-    return [
-        wire.Score(
-            seq=seq,
-            t_ns=0,
-            progress=min(1.0, seq / 12),
-            value=0.0,
-            reward=None,
-            primitive="grasp" if seq > 3 else "null",
-            group="acquire",
-            primitive_probs=[1.0],
-            confidence=0.9,
-            uncertain=uncertain,
-            task_known=True,
-            interval=(0.0, 1.0),
-            experts=[],
-            durable_seq=seq,
-            filled=0,
-            model_version="1",
-            timing=TIMING,
-        )
-        for seq in frames
-    ]
+    return [small_score(seq, uncertain=uncertain) for seq in frames]
 
 
 def size_of(path: Path) -> tuple[int, int]:

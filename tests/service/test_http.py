@@ -93,6 +93,21 @@ def test_embeddings_are_the_encoders_own(server: RunningServer, http: httpx.Clie
     assert again.data == answer.data
 
 
+def test_texts_are_embedded_after_the_pictures_as_the_model_reads_them(
+    server: RunningServer, http: httpx.Client
+) -> None:
+    text = fakes.TASKS[0].upper()
+    body = encode(wire.EmbedRequest(images=[fakes.jpeg(1)], texts=[text, "juggle three eggs"]))
+    answer = msgspec.msgpack.decode(http.post("/v1/embed", content=body).content, type=wire.EmbedResponse)
+    rows = np.frombuffer(answer.data, "<f2").reshape(3, answer.dim)
+    np.testing.assert_array_equal(rows[1], server.model.instruction(text)[0])
+    np.testing.assert_array_equal(rows[2], server.model.instruction("juggle three eggs")[0])
+    refused = http.post("/v1/embed", content=encode(wire.EmbedRequest(texts=["  "])))
+    assert (refused.status_code, refused.json()["field"]) == (400, "task")
+    nothing = http.post("/v1/embed", content=encode(wire.EmbedRequest()))
+    assert nothing.status_code >= 400
+
+
 # --- refusals ----------------------------------------------------------------------------------------
 
 

@@ -1,0 +1,210 @@
+"""What a run came to: report.json, report.html, pictures, and films of the first and the last policy.
+
+The report knows what the loop never did, the simulator's verdict. Where progress at the end rises from round
+to round and success does not, the policy has learned to please the reward model: that is reward hacking.
+"""
+
+from __future__ import annotations
+
+import html
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sarm2_rollouts.lerobot_reader import open_dataset
+from sarm2_rollouts.rabc import gains
+from sarm2_rollouts.relabel import PROGRESS_FILE, curves
+from sarm2_spiral.evaluation import success_rate
+from sarm2_spiral.folder import SpiralFolder
+from sarm2_spiral.targets import Float32Array, smoothed
+from sarm2_spiral.wilson import Rate
+
+BLUE, GREEN, RED, GREY, INK = "#2563eb", "#16a34a", "#dc2626", "#9aa5b4", "#1c2430"
+
+
+@dataclass(frozen=True)
+class Collected:
+    """The rollouts of a round with the service's progress and the simulator's verdict."""
+
+    name: str
+    curves: list[Float32Array]
+    successes: list[bool]
+
+    @property
+    def auc(self) -> float | None:
+        """ROC-AUC of final progress against success; None without both kinds."""
+        return rank_auc([float(curve_T[-1]) for curve_T in self.curves], self.successes)
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain numbers."""
+        finals = [float(curve_T[-1]) for curve_T in self.curves]
+        return {
+            "rollouts": len(finals),
+            "final_progress": float(np.mean(finals)),
+            "success": float(np.mean(self.successes)),
+            "success_auc": self.auc,
+        }
+
+
+def rank_auc(scores: Sequence[float], positives: Sequence[bool]) -> float | None:
+    """The chance that a positive has the higher score than a negative, ties half; None without both kinds."""
+    score, positive = np.asarray(scores, dtype=np.float64), np.asarray(positives, dtype=bool)
+    if positive.all() or not positive.any():
+        return None
+    difference = score[positive][:, None] - score[~positive][None]
+    return float((difference > 0).mean() + 0.5 * (difference == 0).mean())
+
+
+def collected(root: Path, name: str) -> Collected:
+    """A round's dataset."""
+    dataset = open_dataset(root)
+    verdicts = [bool(episode.success) for episode in dataset]
+    return Collected(name, list(curves(root / PROGRESS_FILE)), verdicts)
+
+
+def success_by_step(run: SpiralFolder) -> dict[str, Rate]:
+    """Success of every policy that was evaluated, in order."""
+    names = ["bc", "offline", *(f"round{number}" for number in range(1, run.config.loop.rounds + 1))]
+    plan = run.evaluation_plan(run.config.loop.evaluation)
+    return {name: success_rate(run.evaluation(name), plan) for name in names if run.evaluation(name).exists()}
+
+
+def write_report(run: SpiralFolder, seconds: dict[str, float], films: dict[str, Path]) -> Path:
+    """Make every file of the report.
+
+    Args:
+        seconds: what each stage took.
+        films: by caption, inside the report's folder.
+    """
+    run.report.mkdir(parents=True, exist_ok=True)
+    steps = success_by_step(run)
+    rounds = range(1, run.config.loop.rounds + 1)
+    parts = [collected(run.round(number) / "rollouts", f"round {number}") for number in rounds]
+    decisions = [json.loads((run.round(number) / "decision.json").read_text()) for number in rounds]
+    draw_success(steps, run.report / "success.png")
+    if parts:
+        draw_curves(parts, run.report / "curves.png")
+    demos = list(curves(run.demos / PROGRESS_FILE))
+    draw_gains(run, {"demonstrations": demos, **{p.name: p.curves for p in parts}}, run.report / "gains.png")
+    content = {
+        "settings": run.settings(),
+        "seconds": seconds,
+        "success": {name: rate.as_json() for name, rate in steps.items()},
+        "rounds": [part.as_json() | decision for part, decision in zip(parts, decisions, strict=True)],
+    }
+    (run.report / "report.json").write_text(json.dumps(content, indent=1) + "\n")
+    (run.report / "report.html").write_text(page(run, content, films))
+    return run.report
+
+
+def draw_success(steps: dict[str, Rate], path: Path) -> None:
+    """A bar a policy, with Wilson's interval."""
+    figure, axes = _axes(6.5, 3.4)
+    places = np.arange(len(steps))
+    values = [rate.value for rate in steps.values()]
+    below = [rate.value - rate.low for rate in steps.values()]
+    above = [rate.high - rate.value for rate in steps.values()]
+    axes.bar(places, values, color=BLUE, width=0.6, alpha=0.85)
+    axes.errorbar(places, values, yerr=[below, above], fmt="none", ecolor=INK, capsize=4)
+    for place, rate in zip(places, steps.values(), strict=True):
+        axes.text(place, min(rate.high + 0.02, 1.02), f"{rate.value:.0%}", ha="center", color=INK)
+    axes.set_xticks(places, [f"{name}\nn={rate.trials}" for name, rate in steps.items()])
+    axes.set_ylim(0, 1.1)
+    axes.set_ylabel("success")
+    figure.savefig(path, dpi=130)
+
+
+def draw_curves(parts: Sequence[Collected], path: Path) -> None:
+    """Progress over time of every rollout of a round: green where the simulator says success."""
+    figure, axes = _axes(3.2 * len(parts) + 0.8, 3.0, len(parts))
+    for place, part in zip(np.atleast_1d(axes), parts, strict=True):
+        for curve_T, success in zip(part.curves, part.successes, strict=True):
+            place.plot(curve_T, color=GREEN if success else RED, alpha=0.35, lw=1)
+        place.set_title(f"{part.name}: {np.mean(part.successes):.0%} with exploration", fontsize=10)
+        place.set_ylim(-0.02, 1.02)
+        place.set_xlabel("frame")
+    np.atleast_1d(axes)[0].set_ylabel("progress, by the service")
+    figure.savefig(path, dpi=130)
+
+
+def draw_gains(run: SpiralFolder, by_name: dict[str, list[Float32Array]], path: Path) -> None:
+    """Histograms of what frames gain: the advantages that clone and critics feed on."""
+    loop = run.config.loop
+    figure, axes = _axes(6.5, 3.2)
+    bins = np.linspace(-0.5, 0.6, 56)
+    for name, found in by_name.items():
+        smooth = [smoothed(curve_T, loop.smooth) for curve_T in found]
+        gain_N = np.concatenate([gains(curve_T, loop.gain_frames) for curve_T in smooth])
+        axes.hist(np.clip(gain_N, -0.5, 0.6), bins=bins, histtype="step", density=True, label=name, lw=1.6)
+    axes.axvline(loop.kappa, color=GREY, ls="--", lw=1, label="full weight")
+    axes.set_xlabel(f"gain of progress over {loop.gain_frames} frames")
+    axes.legend(frameon=False, fontsize=9)
+    figure.savefig(path, dpi=130)
+
+
+def _axes(width: float, height: float, columns: int = 1) -> tuple[Any, Any]:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(1, columns, sharey=True)
+    for place in np.atleast_1d(axes):
+        place.spines[["top", "right"]].set_visible(False)
+    return figure, axes
+
+
+def page(run: SpiralFolder, content: dict[str, Any], films: dict[str, Path]) -> str:
+    """The report as a page that needs nothing but the files beside it."""
+    success = "".join(
+        f"<tr><td>{html.escape(name)}</td><td>{rate['value']:.1%}</td>"
+        f"<td>{rate['low']:.1%} to {rate['high']:.1%}</td><td>{rate['n']}</td></tr>"
+        for name, rate in content["success"].items()
+    )
+    rounds = "".join(
+        f"<tr><td>{number}</td><td>{row['final_progress']:.3f}</td><td>{row['success']:.0%}</td>"
+        f"<td>{'' if row['success_auc'] is None else format(row['success_auc'], '.3f')}</td>"
+        f"<td>{row['before']:.3f} &rarr; {row['after']:.3f}</td>"
+        f"<td>{'deployed' if row['deployed'] else 'not deployed'}</td></tr>"
+        for number, row in enumerate(content["rounds"], 1)
+    )
+    shown = "".join(
+        f"<figure><video src='{html.escape(path.name)}' controls loop muted></video>"
+        f"<figcaption>{html.escape(caption)}</figcaption></figure>"
+        for caption, path in films.items()
+    )
+    pictures = "".join(
+        f"<figure><img src='{name}.png' alt='{caption}'><figcaption>{caption}</figcaption></figure>"
+        for name, caption in (
+            ("success", "Success on the same fresh scenes, 95 % Wilson intervals"),
+            ("curves", "Rollouts that the loop learned from; green: the simulator says success"),
+            ("gains", "What frames gain, by the service"),
+        )
+        if (run.report / f"{name}.png").exists()
+    )
+    title = f"SPIRAL: {run.task}, {run.kind} policy, {run.updater}, reward {run.reward}, seed {run.seed}"
+    return f"""<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><title>{html.escape(title)}</title>
+<style>
+body {{ font: 15px/1.5 system-ui, sans-serif; color: {INK}; max-width: 60rem; margin: 2rem auto }}
+table {{ border-collapse: collapse; margin: 1rem 0 }}
+td, th {{ padding: .3rem .8rem; border-bottom: 1px solid #e4e8ee; text-align: left }}
+figure {{ margin: 1.5rem 0 }} img, video {{ max-width: 100% }} figcaption {{ color: #6b7686 }}
+</style></head><body>
+<h1>{html.escape(title)}</h1>
+<h2>Success</h2>
+<table><tr><th>policy</th><th>success</th><th>95 % interval</th><th>episodes</th></tr>{success}</table>
+{pictures}
+<h2>Rounds</h2>
+<p>The loop itself sees final progress alone. Success stands beside it to watch for reward hacking: final
+progress that rises while success does not.</p>
+<table><tr><th>round</th><th>final progress</th><th>success</th><th>ROC-AUC</th>
+<th>deployed &rarr; candidate</th><th></th></tr>{rounds}</table>
+<h2>Films</h2>
+{shown}
+</body></html>
+"""

@@ -1,0 +1,186 @@
+"""`sarm_progress.parquet`: what LeRobot's trainers read, whole or not at all."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow.parquet as pq
+import pytest
+
+from rollouts.small_episodes import STATE_NAMES, small_episode
+from sarm2_client.errors import Conflict, InvalidInput
+from sarm2_rollouts.episode import Episode
+from sarm2_rollouts.episode_scorer import EpisodeScores
+from sarm2_rollouts.lerobot_reader import Dataset, open_dataset
+from sarm2_rollouts.lerobot_writer import write_dataset
+from sarm2_rollouts.relabel import PARTS, PROGRESS_FILE, WEIGHTS_FILE, curves, relabel
+
+LENGTHS = (12, 9, 15)
+
+
+class Scorer:
+    """Says what true progress is; some frames it cannot score, and it can be killed."""
+
+    def __init__(self, model: str = "m@1#aa") -> None:
+        self.model = model
+        self.bad: dict[int, list[int]] = {}
+        self.scored: list[int] = []
+        self.dies_at: int | None = None
+
+    def score(self, episode: Episode) -> EpisodeScores:
+        assert episode.seed is not None
+        assert episode.progress_T is not None
+        if episode.seed == self.dies_at:
+            raise KeyboardInterrupt
+        self.scored.append(episode.seed)
+        progress_T = episode.progress_T.copy()
+        bad = self.bad.get(episode.seed, [])
+        progress_T[bad] = np.nan
+        names = ("reach",) * len(episode)
+        uncertain_T = np.zeros(len(episode), dtype=bool)
+        return EpisodeScores(progress_T, names, uncertain_T, tuple((frame, "no picture") for frame in bad))
+
+
+@pytest.fixture
+def dataset(tmp_path: Path) -> Dataset:
+    episodes = [small_episode(seed, length) for seed, length in enumerate(LENGTHS)]
+    write_dataset(episodes, tmp_path / "d", storage="image", state_names=STATE_NAMES)
+    return open_dataset(tmp_path / "d")
+
+
+def lerobot_weights(path: Path, chunk: int, kappa: float) -> Callable[[int], float]:
+    """How LeRobot 0.4.3 to 0.6 reads the file and weighs a frame, in our words.
+
+    Progress is looked up by `index`; NaN counts as missing. The gain of a frame is looked for `chunk` frames
+    ahead, or at its episode's last frame. Mean and deviation are over all frames whose gain is known. A frame
+    whose gain is not known gets the fallback: full weight.
+    """
+    rows = pq.read_table(path).to_pylist()
+    known = {row["index"]: row["progress_sparse"] for row in rows if not np.isnan(row["progress_sparse"])}
+    last: dict[int, int] = {}
+    for row in rows:
+        last[row["episode_index"]] = max(row["index"], last.get(row["episode_index"], 0))
+    episode = {row["index"]: row["episode_index"] for row in rows}
+
+    def gain(index: int) -> float:
+        if index not in known:
+            return float("nan")
+        later = known.get(min(index + chunk, last[episode[index]]))
+        return float("nan") if later is None else later - known[index]
+
+    found = np.array([g for g in map(gain, known) if not np.isnan(g)])
+    mean, deviation = max(float(found.mean()), 0.0), max(float(found.std()), 1e-6)
+
+    def weight(index: int) -> float:
+        r = gain(index)
+        if np.isnan(r):
+            return 1.0
+        if r > kappa:
+            return 1.0
+        ramp = min(max((r - (mean - 2 * deviation)) / (4 * deviation + 1e-6), 0.0), 1.0)
+        return ramp if r >= 0 else 0.0
+
+    return weight
+
+
+def weights_in(dataset: Dataset) -> npt.NDArray[np.float32]:
+    table = pq.read_table(dataset.root / WEIGHTS_FILE)
+    assert table["index"].to_pylist() == list(range(sum(LENGTHS)))
+    return np.asarray(table["weight"].to_numpy())
+
+
+def test_every_frame_has_a_row_in_order_with_the_types_that_readers_expect(dataset: Dataset) -> None:
+    done = relabel(dataset, Scorer(), chunk=4)
+    table = pq.read_table(done.path)
+    assert done.path == dataset.root / PROGRESS_FILE
+    assert [str(table.schema.field(name).type) for name in table.column_names[:4]] == [
+        "int64",
+        "int64",
+        "int64",
+        "float",
+    ]
+    assert table.column_names[:4] == ["index", "episode_index", "frame_index", "progress_sparse"]
+    assert table.schema.metadata[b"reward_model_path"] == b"m@1#aa"
+    assert table["index"].to_pylist() == list(range(36))
+    assert table["episode_index"].to_pylist() == [0] * 12 + [1] * 9 + [2] * 15
+    assert table["frame_index"].to_pylist() == [*range(12), *range(9), *range(15)]
+    for index, curve_T in enumerate(curves(done.path)):
+        np.testing.assert_array_equal(curve_T, dataset.episode(index).progress_T)
+    assert not (dataset.root / PARTS).exists()
+    assert (done.episodes, done.frames, done.failures) == (3, 36, ())
+
+
+@pytest.mark.parametrize("kappa", [None, 0.01, 0.3])
+def test_our_weights_are_those_that_lerobot_works_out(dataset: Dataset, kappa: float | None) -> None:
+    done = relabel(dataset, Scorer(), chunk=4, kappa=kappa)
+    theirs = lerobot_weights(done.path, 4, done.kappa)
+    np.testing.assert_allclose(weights_in(dataset), [theirs(i) for i in range(36)], atol=1e-5)
+    assert done.kappa == (done.suggested_kappa if kappa is None else kappa)
+    metadata = pq.read_schema(dataset.root / WEIGHTS_FILE).metadata
+    assert float(metadata[b"kappa"]) == done.kappa
+
+
+def test_after_a_kill_only_what_is_missing_is_scored(dataset: Dataset) -> None:
+    killed = Scorer()
+    killed.dies_at = 2
+    with pytest.raises(KeyboardInterrupt):
+        relabel(dataset, killed, chunk=4)
+    assert not (dataset.root / PROGRESS_FILE).exists()
+    second = Scorer()
+    relabel(dataset, second, chunk=4)
+    assert (killed.scored, second.scored) == ([0, 1], [2])
+
+
+def test_a_frame_that_cannot_be_scored_is_named_and_nothing_is_written(dataset: Dataset) -> None:
+    broken = Scorer()
+    broken.bad = {1: [3, 4]}
+    with pytest.raises(InvalidInput, match="episode 1 frame 3: no picture; episode 1 frame 4"):
+        relabel(dataset, broken, chunk=4)
+    assert not (dataset.root / PROGRESS_FILE).exists()
+    mended = Scorer()
+    relabel(dataset, mended, chunk=4)
+    assert mended.scored == [1]
+
+
+def test_a_skipped_episode_never_gets_full_weight(dataset: Dataset) -> None:
+    broken = Scorer()
+    broken.bad = {1: [3]}
+    done = relabel(dataset, broken, chunk=4, skip_failed=True)
+    assert done.failures == ((1, 3, "no picture"),)
+    theirs = lerobot_weights(done.path, 4, done.kappa)
+    skipped = [theirs(index) for index in range(12, 21)]
+    assert skipped[:-1] == [0.0] * 8
+    assert skipped[-1] < 1  # the last frame gains nothing, which is half a weight
+    np.testing.assert_allclose(weights_in(dataset)[12:21], skipped, atol=1e-5)
+
+
+def test_scores_of_two_models_are_never_mixed(dataset: Dataset) -> None:
+    first = Scorer("m@1#aa")
+    first.dies_at = 1
+    with pytest.raises(KeyboardInterrupt):
+        relabel(dataset, first, chunk=4)
+    with pytest.raises(Conflict, match="m@1#aa"):
+        relabel(dataset, Scorer("m@2#bb"), chunk=4)
+    second = Scorer("m@2#bb")
+    relabel(dataset, second, chunk=4, restart=True)
+    assert second.scored == [0, 1, 2]
+
+
+def test_a_dataset_can_be_relabelled_again_by_another_model(dataset: Dataset) -> None:
+    relabel(dataset, Scorer("m@1#aa"), chunk=4)
+    done = relabel(dataset, Scorer("m@2#bb"), chunk=4)
+    assert pq.read_schema(done.path).metadata[b"reward_model_path"] == b"m@2#bb"
+
+
+def test_a_torn_part_is_never_taken_for_whole(dataset: Dataset) -> None:
+    parts = dataset.root / PARTS
+    parts.mkdir()
+    (parts / "model.json").write_text(json.dumps({"model": "m@1#aa"}))
+    (parts / "000000.new").write_bytes(b"half a file")
+    scorer = Scorer()
+    relabel(dataset, scorer, chunk=4)
+    assert scorer.scored == [0, 1, 2]
