@@ -263,6 +263,15 @@ class AsyncRewardClient:
         except ValueError as error:
             raise InvalidMessage("expected JSON from /v1/models, got something else") from error
 
+    async def reload(self) -> Any:
+        """Let the service take what its bundle's folder holds now; what `models` says then.
+
+        Raises NotAllowed where the service does not allow it, Conflict for a bundle that does not fit.
+        """
+        data = await self._request("POST", "/v1/model:reload", None, accept="application/json")
+        self._hello = None
+        return msgspec.json.decode(data)
+
     async def _request(self, method: str, path: str, body: bytes | None, accept: str = MEDIA_TYPE) -> bytes:
         headers = {"Accept": accept, "Accept-Encoding": "identity", **self._current.headers}
         if body is not None:

@@ -341,6 +341,10 @@ class RewardClient:
         """The frozen encoder's embeddings of instructions, float16 (N, D)."""
         return self._loop.run(self._client.embed_texts(texts))
 
+    def reload(self) -> Any:
+        """Let the service take what its bundle's folder holds now; see `AsyncRewardClient.reload`."""
+        return self._loop.run(self._client.reload())
+
     def models(self) -> Any:
         """What `GET /v1/models` says, as plain lists and dicts."""
         return self._loop.run(self._client.models())

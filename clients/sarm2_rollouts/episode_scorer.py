@@ -56,7 +56,7 @@ class ServiceScorer:
     @property
     def model(self) -> str:
         """Id, version and weights of the service's model."""
-        model = self._client.get_server_metadata()["model"]
+        model = self._client.models()["models"][0]["model"]  # never from memory: it may have been reloaded
         return model_name(model["id"], model["version"], model["weights_sha256"])
 
     def score(self, episode: Episode) -> EpisodeScores:

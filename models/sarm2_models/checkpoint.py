@@ -68,7 +68,10 @@ class PreprocessEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """`manifest.json`. `files`: path to SHA-256 of every other file; `instructions`: the known tasks."""
+    """`manifest.json`. `files`: path to SHA-256 of every other file; `instructions`: the known tasks.
+
+    `adapted_from`: id, version and weights of the bundle that this one was adapted from, if any.
+    """
 
     format: str
     id: str
@@ -77,6 +80,7 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     preprocess: PreprocessEntry
     instructions: list[str]
     files: dict[str, str]
+    adapted_from: str | None = None
 
 
 def default_bundle() -> Path:
@@ -91,6 +95,7 @@ def save_bundle(
     model_id: str | None = None,
     version: str | None = None,
     encoder_source: str | None = None,
+    adapted_from: str | None = None,
 ) -> Manifest:
     """Write a model as a folder, whole or not at all; an earlier bundle there is replaced.
 
@@ -99,6 +104,7 @@ def save_bundle(
         model: what to save.
         model_id, version: what `hello` will say; by default the model's own.
         encoder_source: a hub name to load the encoder from; by default the bundle carries it.
+        adapted_from: the bundle that this one comes from.
 
     Raises:
         InvalidInput: the folder exists and is no bundle.
@@ -117,6 +123,7 @@ def save_bundle(
     try:
         _write_parts(working, model, carries_encoder=encoder_source is None)
         manifest = _make_manifest(working, model, model_id, version, encoder_source)
+        manifest = msgspec.structs.replace(manifest, adapted_from=adapted_from)
         _write_json(working / MANIFEST, msgspec.to_builtins(manifest))
         _swap(working, folder)
     finally:
@@ -299,7 +306,8 @@ def _read_statistics(folder: Path) -> Statistics:
 
 def _read_tensors(path: Path) -> dict[str, Tensor]:
     try:
-        return safetensors.torch.load_file(path)
+        # Read, not mapped: a file that is overwritten in place under a map ends the process.
+        return safetensors.torch.load(path.read_bytes())
     except safetensors.SafetensorError as error:
         raise InvalidInput(f"{path}: expected a safetensors file, got {error}", field="weights") from error
 

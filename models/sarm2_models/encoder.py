@@ -268,6 +268,8 @@ def _load_model(name: str, config: SiglipConfig) -> SiglipModel:
             f"encoder {name!r}: its weights are damaged or do not fit its config.json; {error}",
             field="encoder",
         ) from error
+    for weight in model.parameters():
+        weight.data = weight.data.clone()  # off the memory map: see `checkpoint._read_tensors`
     wrong = sorted(map(str, [*report["missing_keys"], *report["mismatched_keys"]]))
     if wrong:
         # transformers would go on with random numbers in their place.

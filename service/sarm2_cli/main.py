@@ -7,6 +7,7 @@ import sys
 import typer
 from rich.console import Console
 
+from sarm2_cli.adapt import adapt
 from sarm2_cli.benchmark import benchmark
 from sarm2_cli.demo import demo
 from sarm2_cli.doctor import doctor
@@ -28,7 +29,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (serve, demo, record, train, evaluate, benchmark, score, relabel, doctor):
+for command in (serve, demo, record, train, evaluate, benchmark, score, relabel, adapt, doctor):
     app.command()(command)
 app.add_typer(spiral, name="spiral")
 

@@ -23,6 +23,14 @@ def serve(
     device: Annotated[
         str | None, typer.Option(help="Where the model runs: cpu or cuda. Default cpu.")
     ] = None,
+    allow_reload: Annotated[
+        bool | None,
+        typer.Option(
+            "--allow-reload",
+            help="Let POST /v1/model:reload take what the bundle's folder holds by then, such as an adapted "
+            "model. Default: off.",
+        ),
+    ] = None,
     torch_threads: Annotated[
         int | None,
         typer.Option(help="CPU threads of the model. Default: one for a small tower, else every core."),
@@ -79,6 +87,7 @@ def serve(
         port=port,
         bundle=bundle,
         device=device,
+        allow_reload=allow_reload,
         torch_threads=torch_threads,
         redis_url=redis_url,
         cache_bytes=cache_bytes,

@@ -10,7 +10,8 @@ from fastapi import APIRouter, Header, Request
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import FileResponse, JSONResponse, Response, StreamingResponse
 
-from sarm2_client.errors import NotFound
+from sarm2_client.errors import NotAllowed, NotFound
+from sarm2_models.checkpoint import default_bundle
 from sarm2_service import episodes, schemas
 from sarm2_service.events import END_ID
 from sarm2_service.state import Service
@@ -43,6 +44,14 @@ def api_router(service: Service) -> APIRouter:
     async def embed(request: Request) -> Response:
         """Embeddings: float16, little-endian, one row a picture, then one a text."""
         return await episodes.embed(service, request)
+
+    @router.post("/model:reload", tags=["model"], response_model=schemas.Models)
+    async def reload() -> JSONResponse:
+        """Take what the bundle's folder holds now; open episodes go on with it. Off unless allowed."""
+        if not service.settings.allow_reload:
+            raise NotAllowed("reloading is off; start the server with --allow-reload", field="allow_reload")
+        await service.scorer.reload(service.settings.bundle or default_bundle())
+        return await models()
 
     @router.get("/models", tags=["model"], response_model=schemas.Models)
     async def models() -> JSONResponse:

@@ -15,15 +15,19 @@ import logging
 import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
 from sarm2_client import wire
-from sarm2_client.errors import InvalidState, ModelFailed, Overloaded, Sarm2Error
+from sarm2_client.errors import Conflict, InvalidState, ModelFailed, Overloaded, Sarm2Error
 from sarm2_client.images import decode_image, resize_with_pad
+from sarm2_models.checkpoint import load_bundle
 from sarm2_models.reward_model import RewardModel
 from sarm2_models.window import Window, WindowBatch
+from sarm2_service import __version__
 from sarm2_service.batcher import BoundedQueue, Entry, run_isolated
 from sarm2_service.cache import CacheKeys, Embedding, EmbeddingCache
 from sarm2_service.device import DeviceThread, end_process, is_device_lost
@@ -82,6 +86,7 @@ class Scorer:
         threads = settings.decode_threads
         self._pool = ThreadPoolExecutor(threads, "decode") if threads else None
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._reloading = asyncio.Lock()
 
     # --- for the event loop ----------------------------------------------------------------------
 
@@ -110,6 +115,24 @@ class Scorer:
         """Begin an episode: embeds its instruction if it is new."""
         instruction_D, known = await self._device.call(self.model.instruction, task)
         return Lane(self.model.new_memory(fps), instruction_D, known, qos, fps, source)
+
+    async def reload(self, folder: Path) -> wire.ModelInfo:
+        """Take the heads that a bundle's folder holds now, between two batches; open episodes go on.
+
+        Raises NotFound, InvalidInput or Conflict for a bundle that does not fit; the old model serves on.
+        """
+        async with self._reloading:
+            old = self.model
+            load = partial(load_bundle, folder, self._settings.device, encoder=old.encoder)
+            model = await asyncio.get_running_loop().run_in_executor(None, load)
+            if (model.config, model.vocabulary) != (old.config, old.vocabulary):
+                raise Conflict("the bundle has other sizes or primitives; start a new server for it")
+            await self._device.call(self._take_over, model)
+            self.info = model.info
+            self.metrics.build_info.labels(__version__, old.version).set(0)
+            self.metrics.build_info.labels(__version__, model.version).set(1)
+            log(logging.INFO, "reloaded", version=model.version, before=old.version)
+            return self.info
 
     def new_step(
         self,
@@ -189,10 +212,19 @@ class Scorer:
 
     # --- on the device thread --------------------------------------------------------------------
 
+    def _take_over(self, model: RewardModel) -> None:
+        before, self.model = self.model, model
+        try:
+            self._warm_up()
+        except Exception:
+            self.model = before
+            raise
+
     def _warm_up(self) -> None:
         config = self.model.config
         size = self.model.encoder.image_size
-        instruction_D, known = self.model.instruction(self.info.tasks[0] if self.info.tasks else "task")
+        tasks = self.model.instructions
+        instruction_D, known = self.model.instruction(tasks[0] if tasks else "task")
         memory = self.model.new_memory(config.fps)
         black = np.zeros((len(config.cameras), size, size, 3), np.uint8)
         memory.push(0, self.model.encoder.encode_images(black), np.zeros(config.state_dim, np.float32))

@@ -41,6 +41,10 @@ class Settings(BaseSettings):
     bundle: Path | None = Field(
         default=None, description="model bundle folder; empty: the one that ships with sarm2"
     )
+    allow_reload: bool = Field(
+        default=False,
+        description="whether POST /v1/model:reload may take what the bundle's folder holds by then",
+    )
     device: Literal["cpu", "cuda"] = Field(default="cpu", description="where the model runs")
     torch_threads: int | None = Field(
         default=None,

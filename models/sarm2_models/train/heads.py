@@ -87,6 +87,7 @@ def train_stage(
     *,
     seed: int,
     hints_TH: Float32Array | None = None,
+    initial: StageEstimator | None = None,
     tick: Tick = silent,
     stop_after: int | None = None,
 ) -> StageEstimator:
@@ -95,12 +96,16 @@ def train_stage(
     Args:
         folder: where checkpoints go; one that is there is gone on from.
         hints_TH: float32, privileged: what the estimator is also asked for (see `windows.hints_of`).
+        initial: a trained one to go on from, which is left as it is; by default a fresh one.
         stop_after: give up after this many steps in all, keeping a checkpoint (for tests of resuming).
     """
     torch.manual_seed(seed)
     hints_TH = np.zeros((len(frames), 1), np.float32) if hints_TH is None else hints_TH
     model = HintedStage(StageEstimator(config), hints_TH.shape[1])
-    model.estimator.fit_inputs(torch.from_numpy(frames.embeddings_TCD))
+    if initial is None:
+        model.estimator.fit_inputs(torch.from_numpy(frames.embeddings_TCD))
+    else:
+        model.estimator.load_state_dict(initial.state_dict())
     labels_T = torch.from_numpy(frames.primitive_T)
     deviation_CD = frames.deviation_CD()
 
@@ -130,6 +135,7 @@ def train_value(
     tick: Tick = silent,
     stop_after: int | None = None,
     decoder: type[ValueDecoder] = ValueDecoder,
+    initial: ValueDecoder | None = None,
 ) -> ValueDecoder:
     """Squared error of progress, of pairs of neighbouring frames, plus the gates' terms.
 
@@ -139,13 +145,17 @@ def train_value(
     Args:
         predicted_T: the stage estimator's primitive of every frame.
         decoder: the kind of decoder (ablations have their own).
+        initial: a trained one to go on from, which is left as it is; by default a fresh one.
     """
     torch.manual_seed(seed + 1)
     model = decoder(config)
     vocabulary = load_vocabulary(config.vocabulary)
     deviation_CD = frames.deviation_CD()
     all_texts = np.concatenate([texts.primitives_PD, texts.instructions_ND])
-    model.fit_inputs(torch.from_numpy(frames.embeddings_TCD), torch.from_numpy(all_texts))
+    if initial is None:
+        model.fit_inputs(torch.from_numpy(frames.embeddings_TCD), torch.from_numpy(all_texts))
+    else:
+        model.load_state_dict(initial.state_dict())
 
     def loss_of(step: int) -> Tensor:
         rng = np.random.default_rng([seed, 2, step])

@@ -1,0 +1,259 @@
+"""Adaptation: a trained model goes on learning from labelled rollouts of the policy that it will judge.
+
+RM1 becomes RM2: both heads are trained on from where they are, half of the windows from the rollouts and
+half from episodes of the kind that RM1 was trained on, so that nothing is forgotten. The encoder stays
+frozen. Every `HELD_OUT`-th episode of both is kept back: half of those calibrate RM2 anew, the other half
+measure both.
+
+Shapes: T frames, N episodes.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from sarm2_client.errors import InvalidInput
+from sarm2_models.calibration import Calibration
+from sarm2_models.checkpoint import load_bundle, save_bundle
+from sarm2_models.estimate import Estimate
+from sarm2_models.metrics import evaluate
+from sarm2_models.reward_model import RewardModel
+from sarm2_models.train.calibrate import calibrate, predict
+from sarm2_models.train.corpus import Corpus, index_dataset, load_corpus
+from sarm2_models.train.embed import embed_shard, load_embeddings
+from sarm2_models.train.heads import Texts, predict_logits, train_stage, train_value
+from sarm2_models.train.ladder import mean_demo_frames, scored_episodes
+from sarm2_models.train.loop import Tick, silent
+from sarm2_models.train.plan import HeadPlan
+from sarm2_models.train.variants import Heads
+from sarm2_models.train.windows import Frames, hints_of
+from sarm2_models.window import BoolArray, Float16Array, Float32Array
+from sarm2_rollouts.episode_scorer import model_name
+from sarm2_rollouts.lerobot_reader import open_dataset
+
+HELD_OUT = 4
+METRICS = (
+    "demo_mse",
+    "rollout_mse",
+    "primitive_accuracy",
+    "success_auc",
+    "ece",
+    "interval_coverage",
+    "interval_width",
+)
+
+PLAN = HeadPlan(
+    stage_steps=300,
+    value_steps=400,
+    stage_learning_rate=2e-4,
+    value_learning_rate=3e-4,
+    wrong_instruction=0.0,
+)
+"""Short, and slower than from nothing: both heads are good already."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """A dataset as arrays: episodes to learn from, to calibrate on and to measure on."""
+
+    corpus: Corpus
+    frames: Frames
+
+    def only(self, chosen_N: BoolArray) -> Part:
+        """Some of the episodes."""
+        corpus, frames = self.corpus, self.frames
+        chosen_T = np.repeat(chosen_N, corpus.length_N)
+        lengths = corpus.length_N[chosen_N]
+        first_N = np.concatenate([[0], np.cumsum(lengths)[:-1]])
+        rows = {
+            one.name: getattr(corpus, one.name)[chosen_N if one.name.endswith("_N") else chosen_T]
+            for one in fields(corpus)
+            if one.name.endswith(("_N", "_T", "_TS", "_TA", "_TK"))
+        }
+        smaller = replace(corpus, **rows | {"first_N": first_N})
+        cut = {
+            one.name: getattr(frames, one.name)[chosen_T]
+            for one in fields(frames)
+            if one.name.endswith(("_T", "_TS", "_TCD"))
+        }
+        begins_T = np.repeat(first_N, lengths)
+        cut |= {"first_T": begins_T, "last_T": begins_T + np.repeat(lengths, lengths) - 1}
+        return Part(smaller, replace(frames, **cut))
+
+
+def adapt(
+    bundle: Path,
+    rollouts: Path,
+    training: Path,
+    out: Path,
+    *,
+    rollout_count: int | None = None,
+    plan: HeadPlan = PLAN,
+    seed: int = 0,
+    tick: Tick = silent,
+) -> dict[str, Any]:
+    """Make RM2 from RM1.
+
+    Args:
+        bundle: RM1; it is left as it is.
+        rollouts, training: labelled LeRobot datasets: of the policy's rollouts, and of the kind of episodes
+            that RM1 was trained on.
+        out: RM2's bundle; a report lies in its `report/adaptation.json`.
+        rollout_count: learn from the first so many rollouts alone, for curves; by default from all.
+        plan: of both heads.
+
+    Returns the report: both models on held-out rollouts and training episodes.
+
+    Raises InvalidInput for datasets without labels, or with too few episodes.
+    """
+    model = load_bundle(bundle)
+    work = out.with_name(f".{out.name}.adapting")
+    tasks = _tasks([rollouts, training])
+    parts = [_part(model, root, work / name, tasks, tick) for name, root in _named(rollouts, training)]
+    learned, calibrated, measured = _split(parts, rollout_count)
+    texts = Texts(model.primitive_texts_PD, _instructions(model, parts))
+    before = Heads(model.config, model.stage, model.value)
+    mixed, hints_TH = _mixed(learned)
+    stage = train_stage(
+        model.config, mixed, plan, work, seed=seed, hints_TH=hints_TH, initial=model.stage, tick=tick
+    )
+    predicted_T = predict_logits(stage, mixed).argmax(-1)
+    value = train_value(
+        model.config, mixed, texts, predicted_T, plan, work, seed=seed, initial=model.value, tick=tick
+    )
+    after = Heads(model.config, stage, value)
+    held, corpus = _joined_frames(calibrated), _joined_corpus(calibrated)
+    fitted = calibrate(after, held, corpus, texts, model.vocabulary)
+    report = {
+        "adapted_from": model_name(model.model_id, model.version, model.weights_sha256),
+        "rollouts": {"learned": learned[0].corpus.episodes, "measured": measured[0].corpus.episodes},
+        "training": {"learned": learned[1].corpus.episodes, "measured": measured[1].corpus.episodes},
+        "before": _measure(before, measured, texts, model, model.calibration),
+        "after": _measure(after, measured, texts, model, fitted),
+    }
+    _save(out, model, after, fitted, report)
+    return report
+
+
+def _named(rollouts: Path, training: Path) -> list[tuple[str, Path]]:
+    return [("rollouts", rollouts), ("training", training)]
+
+
+def _tasks(roots: Sequence[Path]) -> list[str]:
+    names = {str(episode.task_name) for root in roots for episode in open_dataset(root)}
+    return sorted(names)
+
+
+def _part(model: RewardModel, root: Path, folder: Path, tasks: Sequence[str], tick: Tick) -> Part:
+    """A dataset indexed and embedded; both are kept for a second start."""
+    if not (folder / "meta.json").exists():
+        index_dataset(root, folder, model.vocabulary, tasks)
+    corpus = load_corpus(folder)
+    path, done = folder / "embeddings.npy", 0
+
+    def told(frames: int) -> None:
+        nonlocal done
+        done += frames
+        tick(done, len(corpus), f"embedding {folder.name}")
+
+    embed_shard(corpus, model.encoder, path, (0, len(corpus)), tick=told)
+    state_TS = model.statistics.standardise(corpus.state_TS)
+    return Part(corpus, Frames.of(corpus, load_embeddings([path]), state_TS, model.config.window))
+
+
+def _split(parts: Sequence[Part], rollout_count: int | None) -> tuple[list[Part], list[Part], list[Part]]:
+    learned, calibrated, measured = [], [], []
+    for place, part in enumerate(parts):
+        number_N = np.arange(part.corpus.episodes)
+        held_N = number_N % HELD_OUT == HELD_OUT - 1
+        if held_N.sum() < 2:
+            raise InvalidInput(
+                f"adaptation needs at least {2 * HELD_OUT} episodes of each kind, got {len(number_N)}"
+            )
+        turn_N = np.cumsum(held_N) % 2 == 1
+        learn_N = ~held_N
+        if place == 0 and rollout_count is not None:
+            learn_N &= np.cumsum(learn_N) <= rollout_count
+        learned.append(part.only(learn_N))
+        calibrated.append(part.only(held_N & turn_N))
+        measured.append(part.only(held_N & ~turn_N))
+    return learned, calibrated, measured
+
+
+def _instructions(model: RewardModel, parts: Sequence[Part]) -> Float16Array:
+    """The embedding of every task's instruction, from the part that has the task."""
+    found = list(parts[0].corpus.instructions)
+    for part in parts:
+        for task in np.unique(part.corpus.task_N):
+            found[task] = part.corpus.instructions[task]
+    return np.stack([model.instruction(text)[0] for text in found])
+
+
+def _mixed(parts: Sequence[Part]) -> tuple[Frames, Float32Array]:
+    """All frames, half of the weight on each part that has any, and the stage estimator's hints."""
+    joined = _joined_frames(parts)
+    shares = [np.full(len(part.frames), 1 / max(1, len(part.frames))) for part in parts]
+    weight_T = np.concatenate(shares)
+    return replace(joined, weight_T=weight_T / weight_T.sum()), hints_of(_joined_corpus(parts))
+
+
+def _joined_frames(parts: Sequence[Part]) -> Frames:
+    starts = np.cumsum([0, *(len(part.frames) for part in parts)])
+    names = [one.name for one in fields(Frames) if one.name.endswith(("_T", "_TS", "_TCD"))]
+    rows: dict[str, Any] = {
+        name: np.concatenate([getattr(part.frames, name) for part in parts]) for name in names
+    }
+    for name in ("first_T", "last_T"):
+        moved = [getattr(part.frames, name) + start for part, start in zip(parts, starts, strict=False)]
+        rows[name] = np.concatenate(moved)
+    return replace(parts[0].frames, **rows)
+
+
+def _joined_corpus(parts: Sequence[Part]) -> Corpus:
+    names = [one.name for one in fields(Corpus) if one.name.endswith(("_N", "_T", "_TS", "_TA", "_TK"))]
+    rows: dict[str, Any] = {
+        name: np.concatenate([getattr(part.corpus, name) for part in parts]) for name in names
+    }
+    rows["first_N"] = np.concatenate([[0], np.cumsum(rows["length_N"])[:-1]])
+    return replace(parts[0].corpus, **rows)
+
+
+def _measure(
+    heads: Heads, parts: Sequence[Part], texts: Texts, model: RewardModel, rules: Calibration
+) -> dict[str, dict[str, float | int | None]]:
+    """Both kinds together: demonstrations and rollouts of whichever dataset."""
+    corpus, words = _joined_corpus(parts), model.vocabulary
+    said = predict(heads, _joined_frames(parts), texts, words, rules, corpus.source_T)
+    means = mean_demo_frames(corpus)
+    found: dict[str, Estimate] = evaluate(
+        scored_episodes(corpus, said, means), words.group_of_primitive, words.null_index
+    )
+    return {metric: found[metric].as_json() for metric in METRICS}
+
+
+def _save(out: Path, model: RewardModel, heads: Heads, fitted: Calibration, report: dict[str, Any]) -> None:
+    adapted = RewardModel(
+        model.config,
+        model.encoder,
+        heads.stage,
+        heads.value,
+        model.statistics,
+        vocabulary=model.vocabulary,
+        calibration=fitted,
+        primitive_texts_PD=model.primitive_texts_PD,
+        instructions=model.instructions,
+        instruction_texts_ND=model.instruction_texts_ND,
+        model_id=model.model_id,
+        version=f"{model.version}+{report['rollouts']['learned']}rollouts",
+    )
+    with torch.no_grad():
+        save_bundle(out, adapted, adapted_from=report["adapted_from"])
+    (out / "report").mkdir(exist_ok=True)
+    (out / "report" / "adaptation.json").write_text(json.dumps(report, indent=1) + "\n")

@@ -1,0 +1,72 @@
+"""`sarm2 adapt`: a reward model goes on learning from labelled rollouts of the policy it will judge."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+
+def adapt(
+    rollouts: Annotated[Path, typer.Argument(help="Labelled rollouts: root of a LeRobotDataset v3.0.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The new bundle.")],
+    training: Annotated[
+        Path,
+        typer.Option(
+            help="Labelled episodes of the kind that the model was trained on, mixed in half and half so "
+            "that nothing is forgotten: another LeRobotDataset."
+        ),
+    ],
+    bundle: Annotated[
+        Path | None, typer.Option(help="The model to adapt; the shipped one by default. It is kept.")
+    ] = None,
+    count: Annotated[
+        int | None, typer.Option(min=1, help="Learn from the first so many rollouts alone.")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of the order of batches.")] = 0,
+) -> None:
+    """Adapt a reward model to a policy's rollouts: both heads go on learning, the encoder stays frozen.
+
+    Example: `sarm2 adapt runs/hammer/rounds/1/rollouts --training runs/hammer/demos --out runs/rm2`
+
+    Every fourth episode is held out: half of those calibrate the new model, the others measure both. Then let
+    a running service take it, without losing a session: `POST /v1/model:reload`.
+    """
+    from sarm2_models.checkpoint import default_bundle
+    from sarm2_models.train.adapt import adapt as make
+
+    columns = (TextColumn("{task.description:<28}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True)) as progress:
+        bar = progress.add_task("adapting", total=None)
+        report = make(
+            bundle or default_bundle(),
+            rollouts,
+            training,
+            out,
+            rollout_count=count,
+            seed=seed,
+            tick=lambda done, total, note: progress.update(
+                bar, completed=done, total=total, description=note
+            ),
+        )
+    Console().print(comparison(report))
+    typer.echo(f"serve it: sarm2 serve --bundle {out}")
+
+
+def comparison(report: dict[str, Any]) -> Table:
+    """Both models on the same held-out episodes."""
+    table = Table("metric", "before", "after", "n", title=f"adapted from {report['adapted_from']}")
+    for metric, before in report["before"].items():
+        after = report["after"][metric]
+        table.add_row(metric, _number(before), _number(after), str(after["n"]))
+    return table
+
+
+def _number(estimate: dict[str, Any]) -> str:
+    if estimate["value"] is None:
+        return "-"
+    return f"{estimate['value']:.4f} ({estimate['low']:.4f} to {estimate['high']:.4f})"
