@@ -26,7 +26,7 @@ from sarm2_client.errors import Conflict, InvalidInput
 from sarm2_rollouts.episode import Episode
 from sarm2_rollouts.episode_scorer import EpisodeScorer, EpisodeScores
 from sarm2_rollouts.lerobot_reader import Dataset
-from sarm2_rollouts.parquet import read_parquet
+from sarm2_rollouts.parquet import parquet_schema, read_parquet
 from sarm2_rollouts.rabc import gains, rabc_weights, suggested_kappa
 
 PROGRESS_FILE = "sarm_progress.parquet"
@@ -136,6 +136,15 @@ def relabel(
         full=float((weight_N == 1).mean()),
         none=float((weight_N == 0).mean()),
     )
+
+
+def scored_by(root: Path) -> str | None:
+    """The model that scored the dataset in a folder; None where none has."""
+    path = root / PROGRESS_FILE
+    if not path.exists():
+        return None
+    metadata = parquet_schema(path).metadata or {}
+    return str(metadata.get(MODEL_KEY.encode(), b"").decode())
 
 
 def curves(path: Path) -> Iterator[npt.NDArray[np.float32]]:

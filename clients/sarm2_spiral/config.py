@@ -94,6 +94,8 @@ class LoopConfig:
 
     Attributes:
         demos: uneven demonstrations that the first policy is cloned from.
+        adapt: rollouts of pi_1 that the reward model is adapted to before the loop; 0 leaves it as it is.
+        remember: episodes of the kind it was trained on that are mixed in, of each kind.
         rounds: of collection, relabelling and update.
         rollouts: episodes a round.
         exploration: standard deviations of the noise on actions; the rollouts of a round take them in turn.
@@ -107,6 +109,8 @@ class LoopConfig:
     """
 
     demos: int = 25
+    adapt: int = 100
+    remember: int = 40
     rounds: int = 3
     rollouts: int = 60
     exploration: tuple[float, ...] = (0.0, 0.15, 0.3)
@@ -157,7 +161,7 @@ PUBLISHED = SpiralConfig(
 QUICK = SpiralConfig(
     PolicyConfig(steps=300),
     replace(METAWORLD.update, updates=200, critic_only=50),
-    LoopConfig(demos=10, rounds=1, rollouts=6, trial=2, evaluation=6, between=4),
+    LoopConfig(demos=10, adapt=8, remember=4, rounds=1, rollouts=6, trial=2, evaluation=6, between=4),
 )
 """A few minutes, to see that it works; its numbers mean nothing."""
 

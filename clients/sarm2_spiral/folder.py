@@ -3,6 +3,8 @@
 run.json                        settings, finished stages and their seconds
 demos/                          demonstrations, a LeRobot dataset with their progress beside them
 policies/NAME.safetensors       base policies: `bc`, `offline`, with the updater `rabc` also `roundK`
+first_model/, reward_model/     bundles: RM1, and what the service serves: RM1, then RM2 once it is adapted
+adapt/rollouts/, remember/      datasets: rollouts of pi_1, and episodes of the kind RM1 was trained on
 rounds/K/rollouts/, trial/      datasets: what the deployed policy collected, and what the candidate tried
 rounds/K/learner.safetensors    the correction after round K, and its checkpoint with the optimisers
 rounds/K/decision.json          whether it was deployed, and why
@@ -17,6 +19,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
+from sarm2_rollouts.episode import EpisodeKind
 from sarm2_rollouts.metaworld_robot import SEED_BLOCK, EpisodePlan
 from sarm2_spiral.config import PolicyKind, SpiralConfig
 from sarm2_spiral.progress import Reward
@@ -25,7 +28,13 @@ Updater: TypeAlias = Literal["residual", "rabc"]
 """`residual`: a correction of the frozen base policy, learned by its critics. `rabc`: clone demonstrations
 and rollouts anew each round, weighted by what the frames gained."""
 
-SEEDS = {"demos": 1_000_000, "rollouts": 2_000_000, "evaluation": 3_000_000, "pictures": 4_000_000}
+SEEDS = {
+    "demos": 1_000_000,
+    "rollouts": 2_000_000,
+    "evaluation": 3_000_000,
+    "pictures": 4_000_000,
+    "remember": 5_000_000,
+}
 """Scenes from these numbers on; a run's own seed moves it on by whole blocks. What the reward model is
 trained and measured on lies below 1000000."""
 
@@ -41,7 +50,6 @@ class SpiralFolder:
         kind: what the policy sees.
         seed: of scenes, networks and batches.
         reward: where rewards come from. updater: what becomes of them.
-        bundle: what the service scores with, in words; part of the settings, so that none is mixed.
     """
 
     root: Path
@@ -56,6 +64,27 @@ class SpiralFolder:
     def demos(self) -> Path:
         """The demonstrations."""
         return self.root / "demos"
+
+    @property
+    def reward_model(self) -> Path:
+        """The bundle that the run's own service serves."""
+        return self.root / "reward_model"
+
+    @property
+    def first_model(self) -> Path:
+        """RM1, which is kept."""
+        return self.root / "first_model"
+
+    def adapt_plan(self) -> list[EpisodePlan]:
+        """The rollouts of pi_1 that the reward model is adapted to: before those of every round."""
+        first = self.first_seed("rollouts")
+        return [EpisodePlan(self.task, "policy", first + n) for n in range(self.config.loop.adapt)]
+
+    def remember_plan(self) -> list[EpisodePlan]:
+        """Episodes of the kind that the reward model was trained on."""
+        first, count = self.first_seed("remember"), self.config.loop.remember
+        kinds: tuple[EpisodeKind, ...] = ("demo", "perturbed")
+        return [EpisodePlan(self.task, kind, first + n) for n in range(count) for kind in kinds]
 
     def round(self, number: int) -> Path:
         """A round's folder; they count from 1."""

@@ -3,6 +3,7 @@
 demos      uneven demonstrations of the scripted expert
 bc         pi_1, cloned from all of them alike (1 in the paper's figure)
 offline    pi_2, cloned anew, weighted by the rewards: the frozen base of all that follows (2b)
+adapt      RM1 becomes RM2 by rollouts of pi_1, labelled once; the service takes it (2a)
 round K    collect with the deployed policy, score, update the correction, let the candidate try (3)
 report     success after each step with Wilson intervals, curves, pictures
 
@@ -31,6 +32,7 @@ from sarm2_rollouts.metaworld_robot import EpisodePlan
 from sarm2_spiral import stages
 from sarm2_spiral.evaluation import evaluate
 from sarm2_spiral.folder import SpiralFolder
+from sarm2_spiral.patience import patiently
 from sarm2_spiral.pilot import Pilot
 from sarm2_spiral.report import write_report
 from sarm2_spiral.residual_update import Tick
@@ -50,6 +52,7 @@ class SpiralRun:
         run: its folder and settings.
         client: reaches the service, which gives rewards and embeddings.
         host, port: of that service, for the robots.
+        own_model: whether the service serves `run.reward_model` and may reload it: without, no adaptation.
         workers: robots at a time.
         console: where bars and tables go.
     """
@@ -58,6 +61,7 @@ class SpiralRun:
     client: RewardClient
     host: str
     port: int
+    own_model: bool = False
     workers: int = 2
     console: Console = field(default_factory=Console)
 
@@ -72,6 +76,8 @@ class SpiralRun:
         self._stage("demos", self._demos)
         self._stage("bc", self._clone)
         self._stage("offline", self._offline)
+        if self.own_model and self.run.config.loop.adapt and self.run.reward == "service":
+            self._stage("adapt", self._adapt)
         for number in range(1, self.run.config.loop.rounds + 1):
             self._stage(f"round {number}", lambda n=number: self._round(n))  # type: ignore[misc]
         self._stage("report", self._report)
@@ -80,7 +86,7 @@ class SpiralRun:
     # --- stages ----------------------------------------------------------------------------------------
 
     def _demos(self) -> None:
-        stages.record_demos(self.run, self.workers, self.console)
+        stages.record_scripted(self.run.demo_plan(), self.run.demos, self.workers, self.console)
         self._score(self.run.demos, "demos")
 
     def _clone(self) -> None:
@@ -92,6 +98,16 @@ class SpiralRun:
         with self._bar("cloning pi_2") as tick:
             path = stages.clone_policy(self.run, "offline", [self._load("demos")], True, tick)
         self._judge("offline", self._pilot(path, None), self.run.config.loop.evaluation)
+
+    def _adapt(self) -> None:
+        run, folder = self.run, self.run.root / "adapt"
+        pilot = replace(self._pilot(run.policy("bc"), None), stream=True)
+        stages.collect(pilot, run.adapt_plan(), folder / "rollouts", self.workers, self.console)
+        stages.record_scripted(run.remember_plan(), folder / "remember", self.workers, self.console)
+        if not (run.reward_model / "report" / "adaptation.json").exists():
+            stages.adapt_reward_model(run, self.console)
+        patiently(self.client.reload, tell=self._say)
+        self._score(run.demos, "demos again")
 
     def _round(self, number: int) -> None:
         run, folder = self.run, self.run.round(number)

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,14 +18,14 @@ import numpy as np
 import torch
 from rich.console import Console
 
-from sarm2_client.errors import InvalidInput
+from sarm2_client.errors import InvalidInput, ModelFailed
 from sarm2_rollouts.episode import Episode
 from sarm2_rollouts.episode_scorer import EpisodeScorer
 from sarm2_rollouts.lerobot_reader import open_dataset
 from sarm2_rollouts.metaworld_robot import ACTION_NAMES, STATE_NAMES, EpisodePlan, iterate_episodes
 from sarm2_rollouts.rabc import gain_weights, gains, rabc_weights
 from sarm2_rollouts.recorder import record
-from sarm2_rollouts.relabel import PROGRESS_FILE, relabel
+from sarm2_rollouts.relabel import relabel, scored_by
 from sarm2_spiral.checkpoint import save_weights
 from sarm2_spiral.cloning import clone
 from sarm2_spiral.folder import SpiralFolder
@@ -38,6 +40,7 @@ from sarm2_spiral.targets import Float32Array, smoothed
 Say: TypeAlias = Callable[[str], None]
 
 CHECKPOINT = "learner.checkpoint.safetensors"
+ADAPT_TIMEOUT_S = 3600.0
 
 
 @dataclass(frozen=True)
@@ -51,10 +54,10 @@ class Data:
     demo: bool
 
 
-def record_demos(run: SpiralFolder, workers: int, console: Console) -> None:
-    """Uneven demonstrations of the scripted expert."""
-    if not _is_dataset(run.demos):
-        record(run.demo_plan(), run.demos, "image", workers, console=console)
+def record_scripted(plan: Sequence[EpisodePlan], root: Path, workers: int, console: Console) -> None:
+    """Episodes of the scripted expert, as a dataset."""
+    if not _is_dataset(root):
+        record(plan, root, "image", workers, console=console)
 
 
 def collect(pilot: Pilot, plan: Sequence[EpisodePlan], root: Path, workers: int, console: Console) -> None:
@@ -70,9 +73,21 @@ def collect(pilot: Pilot, plan: Sequence[EpisodePlan], root: Path, workers: int,
 
 def score(run: SpiralFolder, root: Path, scorer: EpisodeScorer, tick: Tick, say: Say) -> None:
     """The service's progress beside a dataset; where rewards come from elsewhere, only for the report."""
-    if not (root / PROGRESS_FILE).exists():
+    model = patiently(lambda: scorer.model, tell=say)
+    if model != scored_by(root):
         dataset, chunk = open_dataset(root), run.config.loop.gain_frames
-        patiently(lambda: relabel(dataset, scorer, chunk=chunk, tick=tick), tell=say)
+        patiently(lambda: relabel(dataset, scorer, chunk=chunk, restart=True, tick=tick), tell=say)
+
+
+def adapt_reward_model(run: SpiralFolder, console: Console) -> None:
+    """RM1 becomes RM2, in a process of its own: this one never loads a reward model."""
+    command = [sys.executable, "-m", "sarm2_cli.main", "adapt", str(run.root / "adapt" / "rollouts")]
+    command += ["--training", str(run.root / "adapt" / "remember"), "--bundle", str(run.first_model)]
+    command += ["--out", str(run.reward_model), "--seed", str(run.seed)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=ADAPT_TIMEOUT_S)  # noqa: S603  # ours
+    if done.returncode != 0:
+        raise ModelFailed(f"the adaptation ended with {done.returncode}: {done.stderr.strip()[-500:]}")
+    console.print(done.stdout, highlight=False)
 
 
 def load(run: SpiralFolder, name: str, root: Path, pilot: Pilot, say: Say) -> Data:

@@ -123,10 +123,13 @@ def reached(server: str | None, bundle: Path | None) -> Iterator[RewardClient]:
 
 
 @contextmanager
-def served(server: str | None, bundle: Path | None) -> Iterator[tuple[str, int]]:
-    """Host and port of the running service at `server` (HOST:PORT), or of one of our own, ended on exit."""
+def served(server: str | None, bundle: Path | None, *, reload: bool = False) -> Iterator[tuple[str, int]]:
+    """Host and port of the running service at `server` (HOST:PORT), or of one of our own, ended on exit.
+
+    `reload`: whether our own may take what the bundle's folder holds later.
+    """
     if server is None:
-        with ServerProcess(port=0, bundle=bundle) as own:
+        with ServerProcess(port=0, bundle=bundle, reload=reload) as own:
             yield "127.0.0.1", own.port
         return
     host, _, port = server.rpartition(":")

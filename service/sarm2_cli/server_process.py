@@ -30,16 +30,17 @@ class ServerProcess:
     Args:
         port: where to listen; None takes 8765, or a free port where that is taken; 0 takes any free port.
         bundle: the bundle to serve; None takes the shipped one.
+        reload: whether it may take what the bundle's folder holds later.
 
     Raises:
         ConnectionLost: the process ended before it was ready; its last lines are in the message.
         WaitTimeout: it was not ready within READY_TIMEOUT_S.
     """
 
-    def __init__(self, port: int | None = None, bundle: Path | None = None) -> None:
+    def __init__(self, port: int | None = None, bundle: Path | None = None, *, reload: bool = False) -> None:
         self.port = port or free_port(DEFAULT_PORT if port is None else 0)
         self.url = f"http://127.0.0.1:{self.port}/"
-        self._bundle = bundle
+        self._bundle, self._reload = bundle, reload
         self._process: subprocess.Popen[bytes] | None = None
         self._log = tempfile.TemporaryFile()  # noqa: SIM115  # lives as long as the process does
 
@@ -47,6 +48,8 @@ class ServerProcess:
         command = [sys.executable, "-m", "sarm2_cli.main", "serve", "--port", str(self.port)]
         if self._bundle is not None:
             command += ["--bundle", str(self._bundle)]
+        if self._reload:
+            command.append("--allow-reload")
         # A session of its own: Ctrl-C reaches this process alone, and the server is then ended in order.
         self._process = subprocess.Popen(  # noqa: S603  # our own command, no shell
             command, stdout=self._log, stderr=subprocess.STDOUT, start_new_session=True, env=os.environ

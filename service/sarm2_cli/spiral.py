@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from sarm2_cli.score import served
 from sarm2_client.client import RewardClient
+
+if TYPE_CHECKING:
+    from sarm2_spiral.folder import SpiralFolder
 
 spiral = typer.Typer(
     help="A policy that improves itself: clone demonstrations, collect rollouts, score them with the "
@@ -55,6 +59,9 @@ def run(
         Path | None, typer.Option(help="Start a service with this bundle; the shipped one by default.")
     ] = None,
     server: Annotated[str | None, typer.Option(help="Use a running service instead: HOST:PORT.")] = None,
+    adapt: Annotated[
+        bool, typer.Option(help="Adapt the reward model to rollouts of the first policy before the loop.")
+    ] = True,
     quick: Annotated[
         bool, typer.Option("--quick", help="The same as --preset quick: minutes, to see that it works.")
     ] = False,
@@ -67,6 +74,7 @@ def run(
     Example: `sarm2 spiral run --task hammer --out runs/hammer`
     """
     from sarm2_cli.record import one_of
+    from sarm2_models.checkpoint import default_bundle
     from sarm2_rollouts.metaworld_robot import TASKS
     from sarm2_spiral.config import spiral_config
     from sarm2_spiral.folder import SpiralFolder
@@ -76,11 +84,26 @@ def run(
     config = spiral_config("quick" if quick else preset)
     if rounds is not None:
         config = replace(config, loop=replace(config.loop, rounds=rounds))
+    if not adapt:
+        config = replace(config, loop=replace(config.loop, adapt=0))
     (name,) = one_of("task", task, sorted(TASKS))
     (kind,) = one_of("policy", policy, ["image", "state"])
     (source,) = one_of("reward", reward, list(REWARDS))
     (kept,) = one_of("updater", updater, ["residual", "rabc"])
     folder = SpiralFolder(out, name, kind, seed, config, source, kept)  # type: ignore[arg-type]
-    with served(server, bundle) as (host, port), RewardClient(host=host, port=port) as client:
-        report = SpiralRun(folder, client, host, port, workers).start(resume=resume)
+    if server is None:
+        keep_models(folder, bundle or default_bundle())
+    own = None if server else folder.reward_model
+    with served(server, own, reload=True) as (host, port), RewardClient(host=host, port=port) as client:
+        report = SpiralRun(folder, client, host, port, server is None, workers).start(resume=resume)
     typer.echo(f"report: {report}")
+
+
+def keep_models(folder: SpiralFolder, bundle: Path) -> None:
+    """The run's own copies of its reward model: the first one, and the one that is served and may change."""
+    for place in (folder.first_model, folder.reward_model):
+        if not place.exists():
+            fresh = place.with_name(f".{place.name}.new")
+            shutil.rmtree(fresh, ignore_errors=True)
+            shutil.copytree(bundle, fresh)
+            fresh.replace(place)

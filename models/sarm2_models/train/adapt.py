@@ -11,6 +11,7 @@ Shapes: T frames, N episodes.
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -139,6 +140,7 @@ def adapt(
         "after": _measure(after, measured, texts, model, fitted),
     }
     _save(out, model, after, fitted, report)
+    shutil.rmtree(work)
     return report
 
 
