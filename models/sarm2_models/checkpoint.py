@@ -28,6 +28,7 @@ import numpy as np
 import safetensors
 import safetensors.torch
 import torch
+from safetensors.torch import load as parse_safetensors
 from torch import Tensor, nn
 
 from sarm2_client.errors import InvalidInput, NotFound
@@ -307,7 +308,7 @@ def _read_statistics(folder: Path) -> Statistics:
 def _read_tensors(path: Path) -> dict[str, Tensor]:
     try:
         # Read, not mapped: a file that is overwritten in place under a map ends the process.
-        return safetensors.torch.load(path.read_bytes())
+        return parse_safetensors(path.read_bytes())
     except safetensors.SafetensorError as error:
         raise InvalidInput(f"{path}: expected a safetensors file, got {error}", field="weights") from error
 

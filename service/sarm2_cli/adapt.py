@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 
@@ -37,22 +37,13 @@ def adapt(
     a running service take it, without losing a session: `POST /v1/model:reload`.
     """
     from sarm2_models.checkpoint import default_bundle
-    from sarm2_models.train.adapt import adapt as make
+    from sarm2_models.train.adapt import adapt_job
+    from sarm2_models.train.jobs import Job, run_jobs
 
-    columns = (TextColumn("{task.description:<28}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True)) as progress:
-        bar = progress.add_task("adapting", total=None)
-        report = make(
-            bundle or default_bundle(),
-            rollouts,
-            training,
-            out,
-            rollout_count=count,
-            seed=seed,
-            tick=lambda done, total, note: progress.update(
-                bar, completed=done, total=total, description=note
-            ),
-        )
+    given = (bundle or default_bundle(), rollouts, training, out, count, seed)
+    logs = out.with_name(f".{out.name}.adapting")
+    run_jobs([Job("adapting", adapt_job, given, logs)], at_once=1, console=Console(stderr=True))
+    report = json.loads((out / "report" / "adaptation.json").read_text())
     Console().print(comparison(report))
     typer.echo(f"serve it: sarm2 serve --bundle {out}")
 

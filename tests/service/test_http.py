@@ -352,6 +352,7 @@ def test_openapi_describes_every_route(server: RunningServer, http: httpx.Client
         "/v1/episodes:score",
         "/v1/embed",
         "/v1/models",
+        "/v1/model:reload",
         "/v1/episodes",
         "/v1/episodes/{session_id}/events",
         "/v1/episodes/{session_id}/frames/{camera}",

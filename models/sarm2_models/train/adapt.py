@@ -30,6 +30,7 @@ from sarm2_models.train.calibrate import calibrate, predict
 from sarm2_models.train.corpus import Corpus, index_dataset, load_corpus
 from sarm2_models.train.embed import embed_shard, load_embeddings
 from sarm2_models.train.heads import Texts, predict_logits, train_stage, train_value
+from sarm2_models.train.jobs import Ticker
 from sarm2_models.train.ladder import mean_demo_frames, scored_episodes
 from sarm2_models.train.loop import Tick, silent
 from sarm2_models.train.plan import HeadPlan
@@ -142,6 +143,13 @@ def adapt(
     _save(out, model, after, fitted, report)
     shutil.rmtree(work)
     return report
+
+
+def adapt_job(
+    ticker: Ticker, bundle: Path, rollouts: Path, training: Path, out: Path, count: int | None, seed: int
+) -> None:
+    """`adapt` in a child process, which has the right memory and thread settings."""
+    adapt(bundle, rollouts, training, out, rollout_count=count, seed=seed, tick=ticker.tick)
 
 
 def _named(rollouts: Path, training: Path) -> list[tuple[str, Path]]:
