@@ -245,14 +245,14 @@ class AsyncRewardClient:
         def body() -> bytes:
             return encode(wire.EmbedRequest(images=[prepare_image(image, size) for image in images]))
 
-        data = await asyncio.get_running_loop().run_in_executor(None, body)
-        response = decode_embed_response(await self._request("POST", "/v1/embed", data))
-        return np.frombuffer(response.data, dtype="<f2").astype(np.float16).reshape(-1, response.dim)
+        return await self._embed(await asyncio.get_running_loop().run_in_executor(None, body))
 
     async def embed_texts(self, texts: Sequence[str]) -> npt.NDArray[np.float16]:
         """The frozen encoder's embeddings of instructions, float16 (N, D)."""
-        data = encode(wire.EmbedRequest(texts=list(texts)))
-        response = decode_embed_response(await self._request("POST", "/v1/embed", data))
+        return await self._embed(encode(wire.EmbedRequest(texts=list(texts))))
+
+    async def _embed(self, body: bytes) -> npt.NDArray[np.float16]:
+        response = decode_embed_response(await self._request("POST", "/v1/embed", body))
         return np.frombuffer(response.data, dtype="<f2").astype(np.float16).reshape(-1, response.dim)
 
     async def models(self) -> Any:

@@ -100,8 +100,8 @@ def relabel(
         Conflict: the folder holds scores of another model. InvalidInput: a frame could not be scored; every
         other episode is kept, so that a second try only repeats the failed ones.
     """
-    parts = dataset.root / PARTS
-    _claim(parts, scorer.model, restart)
+    parts, model = dataset.root / PARTS, scorer.model
+    _claim(parts, model, restart)
     failures: list[tuple[int, int, str]] = []
     for index in range(len(dataset)):
         place = parts / f"{index:06d}.parquet"
@@ -109,12 +109,12 @@ def relabel(
             scores = scorer.score(prepare(dataset.episode(index)))
             failures += [(index, frame, why) for frame, why in scores.failures]
             if not scores.failures or skip_failed:
-                _write_atomically(place, _rows(dataset, index, scores), {MODEL_KEY: scorer.model})
+                _write_atomically(place, _rows(dataset, index, scores), {MODEL_KEY: model})
         tick(index + 1, len(dataset))
     if failures and not skip_failed:
         raise InvalidInput(_told(failures), field="frames")
     progress = dataset.root / PROGRESS_FILE
-    _join([parts / f"{index:06d}.parquet" for index in range(len(dataset))], progress, scorer.model)
+    _join([parts / f"{index:06d}.parquet" for index in range(len(dataset))], progress, model)
     gain_N = np.concatenate([gains(curve_T, chunk) for curve_T in curves(progress)])
     suggested = suggested_kappa(gain_N)
     chosen = suggested if kappa is None else kappa

@@ -9,7 +9,6 @@ Shapes: B batch, F features, H actions of a chunk, A action.
 
 from __future__ import annotations
 
-import itertools
 import math
 
 import torch
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 
 from sarm2_spiral.config import PolicyConfig
 from sarm2_spiral.standardise import Standardise
+from sarm2_spiral.trunk import trunk
 
 TIME_WAVES = 8
 
@@ -28,10 +28,8 @@ class FlowPolicy(nn.Module):
         super().__init__()
         self.config, self.actions = config, actions
         self.standardise = Standardise(features)
-        sizes = [features + config.horizon * actions + 2 * TIME_WAVES, *[config.width] * config.layers]
-        hidden: list[nn.Module] = []
-        for wide, narrow in itertools.pairwise(sizes):
-            hidden += [nn.Linear(wide, narrow), nn.LayerNorm(narrow), nn.SiLU()]
+        inputs = features + config.horizon * actions + 2 * TIME_WAVES
+        hidden = trunk(inputs, config.width, config.layers)
         self.net = nn.Sequential(*hidden, nn.Linear(config.width, config.horizon * actions))
 
     @property

@@ -15,6 +15,7 @@ from torch.nn import functional
 
 from sarm2_spiral.config import UpdateConfig
 from sarm2_spiral.standardise import Standardise
+from sarm2_spiral.trunk import trunk
 
 
 class ResidualActor(nn.Module):
@@ -23,10 +24,7 @@ class ResidualActor(nn.Module):
     def __init__(self, features: int, chunk: int, config: UpdateConfig) -> None:
         super().__init__()
         self.scale = config.scale
-        sizes = [features + chunk, *[config.width] * config.layers]
-        hidden: list[nn.Module] = []
-        for wide, narrow in itertools.pairwise(sizes):
-            hidden += [nn.Linear(wide, narrow), nn.LayerNorm(narrow), nn.SiLU()]
+        hidden = trunk(features + chunk, config.width, config.layers)
         last = nn.Linear(config.width, chunk)
         nn.init.zeros_(last.weight)
         nn.init.zeros_(last.bias)

@@ -21,7 +21,7 @@ from rich.console import Console
 from sarm2_client.errors import InvalidInput, ModelFailed
 from sarm2_rollouts.episode import Episode
 from sarm2_rollouts.episode_scorer import EpisodeScorer
-from sarm2_rollouts.lerobot_reader import open_dataset
+from sarm2_rollouts.lerobot_reader import Dataset, open_dataset
 from sarm2_rollouts.metaworld_robot import ACTION_NAMES, STATE_NAMES, EpisodePlan, iterate_episodes
 from sarm2_rollouts.rabc import gain_weights, gains, rabc_weights
 from sarm2_rollouts.recorder import record
@@ -76,7 +76,7 @@ def score(run: SpiralFolder, root: Path, scorer: EpisodeScorer, tick: Tick, say:
     model = patiently(lambda: scorer.model, tell=say)
     if model != scored_by(root):
         dataset, chunk = open_dataset(root), run.config.loop.gain_frames
-        patiently(lambda: relabel(dataset, scorer, chunk=chunk, restart=True, tick=tick), tell=say)
+        patiently(lambda: relabel(dataset, scorer, chunk=chunk, tick=tick), tell=say)
 
 
 def adapt_reward_model(run: SpiralFolder, console: Console) -> None:
@@ -93,7 +93,7 @@ def adapt_reward_model(run: SpiralFolder, console: Console) -> None:
 def load(run: SpiralFolder, name: str, root: Path, pilot: Pilot, say: Say) -> Data:
     """A dataset's features (from their file where it is there), actions and smoothed progress."""
     dataset, path = open_dataset(root), run.features(name)
-    lengths = [dataset.episode_length(index) for index in range(len(dataset))]
+    lengths = _lengths(dataset)
     if not path.exists():
         source = pilot.features()
         parts = [patiently(lambda e=episode: source.recorded(e), tell=say) for episode in dataset]  # type: ignore[misc]
@@ -103,7 +103,7 @@ def load(run: SpiralFolder, name: str, root: Path, pilot: Pilot, say: Say) -> Da
             np.save(file, np.concatenate(parts), allow_pickle=False)
         fresh.replace(path)
     features_NF = np.load(path, allow_pickle=False)
-    demo_frames = float(np.mean(_lengths(run.demos)))
+    demo_frames = float(np.mean(_lengths(open_dataset(run.demos))))
     curves = progress_curves(dataset, run.reward, demo_frames)
     return Data(
         name=name,
@@ -215,8 +215,7 @@ def _actions(episode: Episode) -> Float32Array:
     return executed_chunks(episode.action_TA, 1)
 
 
-def _lengths(root: Path) -> list[int]:
-    dataset = open_dataset(root)
+def _lengths(dataset: Dataset) -> list[int]:
     return [dataset.episode_length(index) for index in range(len(dataset))]
 
 

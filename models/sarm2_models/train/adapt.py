@@ -118,7 +118,10 @@ def adapt(
     model = load_bundle(bundle)
     work = out.with_name(f".{out.name}.adapting")
     tasks = _tasks([rollouts, training])
-    parts = [_part(model, root, work / name, tasks, tick) for name, root in _named(rollouts, training)]
+    parts = [
+        _part(model, rollouts, work / "rollouts", tasks, tick),
+        _part(model, training, work / "training", tasks, tick),
+    ]
     learned, calibrated, measured = _split(parts, rollout_count)
     texts = Texts(model.primitive_texts_PD, _instructions(model, parts))
     before = Heads(model.config, model.stage, model.value)
@@ -150,10 +153,6 @@ def adapt_job(
 ) -> None:
     """`adapt` in a child process, which has the right memory and thread settings."""
     adapt(bundle, rollouts, training, out, rollout_count=count, seed=seed, tick=ticker.tick)
-
-
-def _named(rollouts: Path, training: Path) -> list[tuple[str, Path]]:
-    return [("rollouts", rollouts), ("training", training)]
 
 
 def _tasks(roots: Sequence[Path]) -> list[str]:
