@@ -19,8 +19,8 @@ the episode's first frame. Nothing else of the past matters. Consequences, each 
   done with an empty hand meets "done" without a cliff.
 
 **Primitives** are named by rules on the same quantities, causal and visible in a window of 2.4 s; runs of
-fewer than `MIN_SEGMENT` frames go to their neighbour, but for the last one, which the episode's end cuts
-off. `null` is a frame over whose last `STALL_FRAMES` the progress hardly rose and the tool stayed where it is
+fewer than `MIN_SEGMENT` frames (null: `MIN_IDLE`) go to their neighbour, but for the last one, which the
+episode's end cuts off. `null` is a frame over whose last `STALL_FRAMES` the progress hardly rose and the tool stayed where it is
 (idling, dithering), unless the robot rightly rests (done) or is undoing its work (releasing, pushing).
 
 Shapes: T frames, K simulator quantities (`simulator_state.SIMULATOR_NAMES`).
@@ -43,6 +43,10 @@ from .tasks.spec import Rests
 
 MIN_SEGMENT = 3
 """Frames that a primitive must last."""
+
+MIN_IDLE = 8
+"""Frames that null must last: a slip or a freeze that ends as soon as it counts as idling is a slip. Shorter
+ones stood at the threshold alone, and no estimator named them, not even from the true state."""
 
 STALL_FRAMES = 20
 """2 s without a rise of progress is idling: as long as the model's window, so that a window can show it, and
@@ -173,7 +177,7 @@ def _stayed(simulator_TK: npt.NDArray[np.float32], names: Sequence[str]) -> npt.
 
 
 def _clean(names: list[str]) -> tuple[LabelledSegment, ...]:
-    """Runs of equal names; the shortest under MIN_SEGMENT goes to its longer neighbour until none is left.
+    """Runs of equal names; the shortest that is too short goes to its longer neighbour until none is left.
 
     The last run may be as short as it is: the episode ended, not the primitive.
     """
@@ -183,8 +187,8 @@ def _clean(names: list[str]) -> tuple[LabelledSegment, ...]:
             runs[-1][1] += 1
         else:
             runs.append([name, 1])
-    while len(runs) > 1 and min(length for _, length in runs[:-1]) < MIN_SEGMENT:
-        index = min(range(len(runs) - 1), key=lambda i: runs[i][1])
+    while len(runs) > 1 and (short := [i for i in range(len(runs) - 1) if _is_short(*runs[i])]):
+        index = min(short, key=lambda i: runs[i][1])
         around = [i for i in (index - 1, index + 1) if 0 <= i < len(runs)]
         taker = max(around, key=lambda i: runs[i][1])
         runs[taker][1] += runs[index][1]
@@ -195,6 +199,10 @@ def _clean(names: list[str]) -> tuple[LabelledSegment, ...]:
         segments.append(LabelledSegment(name, start, start + length))
         start += length
     return tuple(segments)
+
+
+def _is_short(name: str, length: int) -> bool:
+    return length < (MIN_IDLE if name == "null" else MIN_SEGMENT)
 
 
 def _joined(runs: list[list[Any]]) -> list[list[Any]]:

@@ -38,18 +38,19 @@ _FRAME_COLUMNS = (
 )
 
 
-def open_dataset(root: Path | str, *, image_size: int | None = None) -> Dataset:
+def open_dataset(root: Path | str, *, image_size: int | None = None, pictures: bool = True) -> Dataset:
     """Open a LeRobot dataset.
 
     Args:
         root: the folder that holds `meta/`, `data/` and `videos/`.
         image_size: fit every picture into a square of this side in pixels (as the service does), which keeps
             large cameras out of memory. None leaves pictures as they are.
+        pictures: without, episodes come with no cameras: a hundred times faster where only numbers count.
 
     Raises:
         NotFound: a file is missing. InvalidInput: a file is damaged or of another version.
     """
-    return Dataset(Path(root), image_size=image_size)
+    return Dataset(Path(root), image_size=image_size, pictures=pictures)
 
 
 class Dataset:
@@ -58,17 +59,17 @@ class Dataset:
     Attributes:
         root: its folder.
         fps: frames a second.
-        cameras: short names of the cameras, in the dataset's order.
+        cameras: short names of the cameras that are read, in the dataset's order.
         tasks: every instruction, by task index.
         state_names: names of the S state dimensions.
         frames: number of frames, all episodes together.
     """
 
-    def __init__(self, root: Path, *, image_size: int | None = None) -> None:
+    def __init__(self, root: Path, *, image_size: int | None = None, pictures: bool = True) -> None:
         self.root = root
         self._info = layout.read_info(root)
         self._image_size = image_size
-        self._cameras = {camera.name: camera for camera in self._info.cameras}
+        self._cameras = {camera.name: camera for camera in self._info.cameras if pictures}
         self._task_texts = _read_tasks(root)
         self._rows = _read_episode_rows(root)
         self.fps = self._info.fps
@@ -99,7 +100,7 @@ class Dataset:
         return range(first, first + int(row["length"]))
 
     def episode(self, index: int) -> Episode:
-        """Read one episode, pictures included. Labels that the dataset does not hold are None."""
+        """Read one episode, with its pictures if they are asked for. Labels that are not there are None."""
         row = self._row(index)
         frames = self._frame_table(row)
         length = frames.num_rows

@@ -61,8 +61,7 @@ def rank_auc(scores: Sequence[float], positives: Sequence[bool]) -> float | None
 
 def collected(root: Path, name: str) -> Collected:
     """A round's dataset."""
-    dataset = open_dataset(root)
-    verdicts = [bool(episode.success) for episode in dataset]
+    verdicts = [bool(episode.success) for episode in open_dataset(root, pictures=False)]
     return Collected(name, list(curves(root / PROGRESS_FILE)), verdicts)
 
 

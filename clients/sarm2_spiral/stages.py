@@ -92,11 +92,11 @@ def adapt_reward_model(run: SpiralFolder, console: Console) -> None:
 
 def load(run: SpiralFolder, name: str, root: Path, pilot: Pilot, say: Say) -> Data:
     """A dataset's features (from their file where it is there), actions and smoothed progress."""
-    dataset, path = open_dataset(root), run.features(name)
+    dataset, path = open_dataset(root, pictures=False), run.features(name)
     lengths = _lengths(dataset)
     if not path.exists():
-        source = pilot.features()
-        parts = [patiently(lambda e=episode: source.recorded(e), tell=say) for episode in dataset]  # type: ignore[misc]
+        source, seen = pilot.features(), open_dataset(root, pictures=run.kind == "image")
+        parts = [patiently(lambda e=episode: source.recorded(e), tell=say) for episode in seen]  # type: ignore[misc]
         path.parent.mkdir(parents=True, exist_ok=True)
         fresh = path.with_suffix(".new")
         with fresh.open("wb") as file:

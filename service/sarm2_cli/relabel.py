@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -10,14 +9,23 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from sarm2_cli.score import camera_names, reached, with_names
-from sarm2_client.wire import EpisodeSource
+from sarm2_cli.scoring import (
+    Bundle,
+    Cameras,
+    DatasetFolder,
+    Instruction,
+    Server,
+    Source,
+    camera_names,
+    reached,
+    with_names,
+)
 from sarm2_rollouts.episode_scorer import ServiceScorer
 from sarm2_rollouts.lerobot_reader import open_dataset
 
 
 def relabel(
-    dataset: Annotated[Path, typer.Argument(help="Root folder of a LeRobotDataset v3.0.")],
+    dataset: DatasetFolder,
     chunk: Annotated[
         int,
         typer.Option(min=1, help="Frames over which progress must grow: the chunk size of your trainer."),
@@ -30,22 +38,11 @@ def relabel(
             "quarter of the frames reach; give the same to the trainer.",
         ),
     ] = None,
-    bundle: Annotated[
-        Path | None, typer.Option(help="Score with this bundle; the shipped one by default.")
-    ] = None,
-    server: Annotated[
-        str | None, typer.Option(help="Score through a running service instead: HOST:PORT.")
-    ] = None,
-    camera: Annotated[
-        list[str] | None,
-        typer.Option(help="MODEL_CAMERA=DATASET_CAMERA where the names differ, once for every camera."),
-    ] = None,
-    task: Annotated[
-        str | None, typer.Option(help="Instruction to score against, instead of the dataset's own.")
-    ] = None,
-    source: Annotated[
-        EpisodeSource | None, typer.Option(help="Where the episodes come from, if the dataset does not say.")
-    ] = None,
+    bundle: Bundle = None,
+    server: Server = None,
+    camera: Cameras = None,
+    task: Instruction = None,
+    source: Source = None,
     skip_failed: Annotated[
         bool,
         typer.Option(

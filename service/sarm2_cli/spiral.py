@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from sarm2_cli.score import served
+from sarm2_cli.scoring import Bundle, Server, served
 from sarm2_client.client import RewardClient
 
 if TYPE_CHECKING:
@@ -55,10 +55,8 @@ def run(
     seed: Annotated[int, typer.Option(min=0, help="Of scenes, networks and batches.")] = 0,
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the run.")] = Path("runs/spiral"),
     workers: Annotated[int, typer.Option(min=1, help="Robots at a time; one a core is best.")] = 2,
-    bundle: Annotated[
-        Path | None, typer.Option(help="Start a service with this bundle; the shipped one by default.")
-    ] = None,
-    server: Annotated[str | None, typer.Option(help="Use a running service instead: HOST:PORT.")] = None,
+    bundle: Bundle = None,
+    server: Server = None,
     adapt: Annotated[
         bool, typer.Option(help="Adapt the reward model to rollouts of the first policy before the loop.")
     ] = True,
@@ -93,7 +91,7 @@ def run(
     folder = SpiralFolder(out, name, kind, seed, config, source, kept)  # type: ignore[arg-type]
     if server is None:
         keep_models(folder, bundle or default_bundle())
-    own = None if server else folder.reward_model
+    own = bundle if server else folder.reward_model
     with served(server, own, reload=True) as (host, port), RewardClient(host=host, port=port) as client:
         report = SpiralRun(folder, client, host, port, server is None, workers).start(resume=resume)
     typer.echo(f"report: {report}")

@@ -9,7 +9,8 @@ import pytest
 
 import fakes
 from running_server import RunningServer
-from sarm2_cli.score import camera_names, score
+from sarm2_cli.score import score
+from sarm2_cli.scoring import camera_names
 from sarm2_client.errors import InvalidInput
 from sarm2_models.checkpoint import load_bundle
 

@@ -11,6 +11,7 @@ import pytest
 from sarm2_rollouts.episode import Episode, EpisodeKind
 from sarm2_rollouts.experts import axes_of
 from sarm2_rollouts.labels import (
+    MIN_IDLE,
     MIN_SEGMENT,
     STALL_FRAMES,
     STALL_REACH,
@@ -85,6 +86,14 @@ def test_a_tool_that_goes_somewhere_is_not_idle_and_one_that_dithers_is() -> Non
     assert set(names_of("pick-place", wandering)) == {"reach"}
     dithering = frames(tool_x=[0.0, STALL_REACH / 2] * (count // 2))
     assert names_of("pick-place", dithering) == ["reach"] * STALL_FRAMES + ["null"] * 8
+
+
+def test_a_stop_that_ends_as_soon_as_it_counts_as_idling_is_none() -> None:
+    for idle, named in [(MIN_IDLE - 1, set()), (MIN_IDLE, {"null"})]:
+        still = STALL_FRAMES + idle
+        moving = [0.02 * step for step in range(1, 20)]
+        stopped = frames(tool_x=[0.0] * still + moving, reach_distance=[0.13] * still + [0.0] * 19)
+        assert set(names_of("pick-place", stopped)) & {"null"} == named
 
 
 def test_closing_on_nothing_beside_the_puck_is_no_grasp() -> None:
@@ -197,8 +206,8 @@ def test_segments_cover_every_frame_with_known_primitives_and_do_not_flicker(
     for before, after in zip(shown.segments, shown.segments[1:], strict=False):
         assert before.end == after.start
         assert before.primitive != after.primitive
-    whole = [segment.end - segment.start for segment in shown.segments[:-1]]
-    assert min(whole, default=MIN_SEGMENT) >= MIN_SEGMENT  # the episode's end may cut the last one off
+    for segment in shown.segments[:-1]:  # the episode's end may cut the last one off
+        assert segment.end - segment.start >= (MIN_IDLE if segment.primitive == "null" else MIN_SEGMENT)
 
 
 @pytest.mark.sim

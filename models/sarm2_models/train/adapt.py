@@ -156,7 +156,7 @@ def adapt_job(
 
 
 def _tasks(roots: Sequence[Path]) -> list[str]:
-    names = {str(episode.task_name) for root in roots for episode in open_dataset(root)}
+    names = {str(episode.task_name) for root in roots for episode in open_dataset(root, pictures=False)}
     return sorted(names)
 
 
