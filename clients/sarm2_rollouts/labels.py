@@ -20,8 +20,9 @@ the episode's first frame. Nothing else of the past matters. Consequences, each 
 
 **Primitives** are named by rules on the same quantities, causal and visible in a window of 2.4 s; runs of
 fewer than `MIN_SEGMENT` frames (null: `MIN_IDLE`) go to their neighbour, but for the last one, which the
-episode's end cuts off. `null` is a frame over whose last `STALL_FRAMES` the progress hardly rose and the tool stayed where it is
-(idling, dithering), unless the robot rightly rests (done) or is undoing its work (releasing, pushing).
+episode's end cuts off. `null` is a frame over whose last `STALL_FRAMES` the progress hardly rose and the tool
+stayed where it is (idling, dithering), unless the robot rightly rests (done) or is undoing its work
+(releasing, pushing).
 
 Shapes: T frames, K simulator quantities (`simulator_state.SIMULATOR_NAMES`).
 """
