@@ -228,9 +228,9 @@ def run_episode(
     )
 
 
-def make_planned(entry: EpisodePlan) -> Episode:
+def make_planned(entry: EpisodePlan, *, render: bool = True) -> Episode:
     """The scripted episode of a plan's entry."""
-    return run_episode(entry.task_name, entry.kind, entry.seed)
+    return run_episode(entry.task_name, entry.kind, entry.seed, render=render)
 
 
 def iterate_episodes(

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from types import MappingProxyType
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 from sarm2_client.errors import InvalidInput, NotFound
 
@@ -132,6 +133,15 @@ class SpiralConfig:
     policy: PolicyConfig
     update: UpdateConfig
     loop: LoopConfig
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> SpiralConfig:
+        """The inverse of `dataclasses.asdict`, through JSON. Raises InvalidInput for unknown fields."""
+        loop = {**data["loop"], "exploration": tuple(data["loop"]["exploration"])}
+        try:
+            return cls(PolicyConfig(**data["policy"]), UpdateConfig(**data["update"]), LoopConfig(**loop))
+        except TypeError as error:
+            raise InvalidInput(f"the run was begun by another version of SPIRAL: {error}") from error
 
 
 METAWORLD = SpiralConfig(PolicyConfig(), UpdateConfig(), LoopConfig())

@@ -21,6 +21,7 @@ from typing import Any, Literal, TypeAlias
 
 from sarm2_rollouts.episode import EpisodeKind
 from sarm2_rollouts.metaworld_robot import SEED_BLOCK, EpisodePlan
+from sarm2_rollouts.run_record import settings_of
 from sarm2_spiral.config import PolicyKind, SpiralConfig
 from sarm2_spiral.progress import Reward
 
@@ -59,6 +60,11 @@ class SpiralFolder:
     config: SpiralConfig
     reward: Reward = "service"
     updater: Updater = "residual"
+
+    @property
+    def rendered(self) -> bool:
+        """Whether episodes need pictures: a state policy with a control for its reward looks at nothing."""
+        return self.kind == "image" or self.reward == "service"
 
     @property
     def demos(self) -> Path:
@@ -135,6 +141,15 @@ class SpiralFolder:
         """Scenes that nothing learns from; the same for every policy of a seed."""
         first = self.first_seed("evaluation")
         return [EpisodePlan(self.task, "policy", first + n) for n in range(episodes)]
+
+    @classmethod
+    def of(cls, root: Path) -> SpiralFolder:
+        """The folder of a run that was begun. Raises Conflict where there is none."""
+        found = settings_of(root)
+        config = SpiralConfig.from_dict(found["config"])
+        names = ("task", "policy", "seed", "reward", "updater")
+        task, kind, seed, reward, updater = (found[name] for name in names)
+        return cls(root, task, kind, seed, config, reward, updater)
 
     def settings(self) -> dict[str, Any]:
         """What must be equal for a run to be gone on with."""

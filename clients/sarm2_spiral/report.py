@@ -17,9 +17,9 @@ import numpy as np
 
 from sarm2_rollouts.lerobot_reader import open_dataset
 from sarm2_rollouts.rabc import gains
-from sarm2_rollouts.relabel import PROGRESS_FILE, curves
 from sarm2_spiral.evaluation import success_rate
 from sarm2_spiral.folder import SpiralFolder
+from sarm2_spiral.stages import rewards
 from sarm2_spiral.targets import Float32Array, smoothed
 from sarm2_spiral.wilson import Rate
 
@@ -28,7 +28,7 @@ BLUE, GREEN, RED, GREY, INK = "#2563eb", "#16a34a", "#dc2626", "#9aa5b4", "#1c24
 
 @dataclass(frozen=True)
 class Collected:
-    """The rollouts of a round with the service's progress and the simulator's verdict."""
+    """The rollouts of a round with their progress, by the run's reward, and the simulator's verdict."""
 
     name: str
     curves: list[Float32Array]
@@ -59,10 +59,11 @@ def rank_auc(scores: Sequence[float], positives: Sequence[bool]) -> float | None
     return float((difference > 0).mean() + 0.5 * (difference == 0).mean())
 
 
-def collected(root: Path, name: str) -> Collected:
-    """A round's dataset."""
+def collected(run: SpiralFolder, number: int) -> Collected:
+    """The rollouts of a round."""
+    root = run.round(number) / "rollouts"
     verdicts = [bool(episode.success) for episode in open_dataset(root, pictures=False)]
-    return Collected(name, list(curves(root / PROGRESS_FILE)), verdicts)
+    return Collected(f"round {number}", rewards(run, root), verdicts)
 
 
 def success_by_step(run: SpiralFolder) -> dict[str, Rate]:
@@ -82,13 +83,16 @@ def write_report(run: SpiralFolder, seconds: dict[str, float], films: dict[str, 
     run.report.mkdir(parents=True, exist_ok=True)
     steps = success_by_step(run)
     rounds = range(1, run.config.loop.rounds + 1)
-    parts = [collected(run.round(number) / "rollouts", f"round {number}") for number in rounds]
+    parts = [collected(run, number) for number in rounds]
     decisions = [json.loads((run.round(number) / "decision.json").read_text()) for number in rounds]
     draw_success(steps, run.report / "success.png")
     if parts:
         draw_curves(parts, run.report / "curves.png")
-    demos = list(curves(run.demos / PROGRESS_FILE))
-    draw_gains(run, {"demonstrations": demos, **{p.name: p.curves for p in parts}}, run.report / "gains.png")
+    draw_gains(
+        run,
+        {"demonstrations": rewards(run, run.demos), **{p.name: p.curves for p in parts}},
+        run.report / "gains.png",
+    )
     content = {
         "settings": run.settings(),
         "seconds": seconds,
@@ -126,7 +130,7 @@ def draw_curves(parts: Sequence[Collected], path: Path) -> None:
         place.set_title(f"{part.name}: {np.mean(part.successes):.0%} with exploration", fontsize=10)
         place.set_ylim(-0.02, 1.02)
         place.set_xlabel("frame")
-    np.atleast_1d(axes)[0].set_ylabel("progress, by the service")
+    np.atleast_1d(axes)[0].set_ylabel("progress")
     figure.savefig(path, dpi=130)
 
 

@@ -1,11 +1,15 @@
 """One SPIRAL run from demonstrations to an improved policy; what is finished is never done twice.
 
-demos      uneven demonstrations of the scripted expert
-bc         pi_1, cloned from all of them alike (1 in the paper's figure)
-offline    pi_2, cloned anew, weighted by the rewards: the frozen base of all that follows (2b)
-adapt      RM1 becomes RM2 by rollouts of pi_1, labelled once; the service takes it (2a)
-round K    collect with the deployed policy, score, update the correction, let the candidate try (3)
-report     success after each step with Wilson intervals, curves, pictures
+demos        uneven demonstrations of the scripted expert, scored
+bc           pi_1, cloned from all of them alike (1 in the paper's figure)
+offline      pi_2, cloned anew, weighted by the rewards: the frozen base of all that follows (2b)
+adapt        RM1 becomes RM2 by rollouts of pi_1, labelled once; the service takes it (2a)
+collect K    rollouts of the deployed policy, with exploration, streamed to the service (3)
+relabel K    their progress, by the service
+update K     the correction, learned from everything so far; it makes a candidate
+trial K      the candidate flies scenes of this round, and is deployed if it holds its own
+evaluate P   how often policy P succeeds, by the simulator: for people, nothing learns from it
+report       success after each step with Wilson intervals, curves, films
 
 A candidate that does worse than the deployed policy by the loop's own rewards is kept and reported but not
 deployed. What it tried goes into the replay all the same: so the critics learn where they were wrong.
@@ -14,21 +18,21 @@ deployed. What it tried goes into the replay all the same: so the critics learn 
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from sarm2_client.client import RewardClient
-from sarm2_client.errors import Conflict
+from sarm2_client.errors import Conflict, NotFound
 from sarm2_rollouts.episode_scorer import ServiceScorer, scores_of
 from sarm2_rollouts.episode_video import draw_video
 from sarm2_rollouts.metaworld_robot import EpisodePlan
+from sarm2_rollouts.run_record import RunRecord, finished_stages
 from sarm2_spiral import stages
 from sarm2_spiral.evaluation import evaluate
 from sarm2_spiral.folder import SpiralFolder
@@ -37,8 +41,6 @@ from sarm2_spiral.pilot import Pilot
 from sarm2_spiral.report import write_report
 from sarm2_spiral.residual_update import Tick
 from sarm2_spiral.wilson import Rate
-
-RECORD = "run.json"
 
 FILMS = 2
 """Scenes that the cloned and the improved policy are filmed in."""
@@ -72,36 +74,85 @@ class SpiralRun:
             Conflict: the folder holds a run and `resume` is false, or there is a run with other settings.
             ConnectionLost: the service was away for longer than `OUTAGE_S`; what was finished is kept.
         """
-        self._open(resume)
-        self._stage("demos", self._demos)
-        self._stage("bc", self._clone)
-        self._stage("offline", self._offline)
-        if self.own_model and self.run.config.loop.adapt and self.run.reward == "service":
-            self._stage("adapt", self._adapt)
-        for number in range(1, self.run.config.loop.rounds + 1):
-            self._stage(f"round {number}", lambda n=number: self._round(n))  # type: ignore[misc]
-        self._stage("report", self._report)
+        self.begin(resume=resume)
+        for name, work in self.plan():
+            self._record.do(name, work, self.console)
         return self.run.report / "report.html"
+
+    def begin(self, *, resume: bool) -> None:
+        """Open the run's folder. Raises Conflict as `start` does."""
+        self._record.open(resume=resume)
+
+    def step(self, kind: str) -> str:
+        """Do the next stage of a kind: `collect` does `collect 2` once round 1 is through. Returns its name.
+
+        Raises Conflict where another stage has to come first (an evaluation never has), or none is left.
+        """
+        finished = finished_stages(self.run.root)
+        for name, work in self.plan():
+            if name in finished:
+                continue
+            if name.split()[0] == kind:
+                self._record.do(name, work, self.console)
+                return name
+            if not name.startswith("evaluate"):
+                raise Conflict(f"{kind}: the stage {name!r} of {self.run.root} has to come first")
+        raise Conflict(f"{kind}: every such stage of {self.run.root} is done")
+
+    def plan(self) -> list[tuple[str, Callable[[], object]]]:
+        """Every stage in its order, by name."""
+        rounds = self.run.config.loop.rounds
+        found: list[tuple[str, Callable[[], object]]] = [
+            ("demos", self._demos),
+            ("bc", partial(self._clone, "bc", weighted=False)),
+            ("evaluate bc", partial(self.judge, "bc")),
+            ("offline", partial(self._clone, "offline", weighted=True)),
+            ("evaluate offline", partial(self.judge, "offline")),
+        ]
+        if self.own_model and self.run.config.loop.adapt and self.run.reward == "service":
+            found.append(("adapt", self._adapt))
+        for number in range(1, rounds + 1):
+            between = None if number == rounds else self.run.config.loop.between
+            found += [
+                (f"collect {number}", partial(self._collect, number)),
+                (f"relabel {number}", partial(self._relabel, number)),
+                (f"update {number}", partial(self._update, number)),
+                (f"trial {number}", partial(self._trial, number)),
+                (f"evaluate round{number}", partial(self.judge, f"round{number}", between)),
+            ]
+        return [*found, ("report", self._report)]
+
+    def judge(self, name: str, episodes: int | None = None) -> Rate:
+        """How often a policy succeeds: `bc`, `offline`, or what stood after `roundK`.
+
+        Args:
+            episodes: how many scenes; by default `LoopConfig.evaluation`. Those flown before are not again.
+
+        Raises NotFound for a policy that is not there.
+        """
+        plan = self.run.evaluation_plan(episodes or self.run.config.loop.evaluation)
+        with self._bar(f"evaluating {name}") as tick:
+            rate = evaluate(self.policy(name), plan, self.run.evaluation(name), self.workers, tick)
+        self.console.print(
+            f"[bold]{name}[/bold]: {rate.value:.0%} success ({rate.low:.0%} to {rate.high:.0%})",
+            highlight=False,
+        )
+        return rate
 
     # --- stages ----------------------------------------------------------------------------------------
 
     def _demos(self) -> None:
-        stages.record_scripted(self.run.demo_plan(), self.run.demos, self.workers, self.console)
+        run = self.run
+        stages.record_scripted(run.demo_plan(), run.demos, self.workers, self.console, rendered=run.rendered)
         self._score(self.run.demos, "demos")
 
-    def _clone(self) -> None:
-        with self._bar("cloning pi_1") as tick:
-            path = stages.clone_policy(self.run, "bc", [self._load("demos")], False, tick)
-        self._judge("bc", self._pilot(path, None), self.run.config.loop.evaluation)
-
-    def _offline(self) -> None:
-        with self._bar("cloning pi_2") as tick:
-            path = stages.clone_policy(self.run, "offline", [self._load("demos")], True, tick)
-        self._judge("offline", self._pilot(path, None), self.run.config.loop.evaluation)
+    def _clone(self, name: str, *, weighted: bool) -> None:
+        with self._bar(f"cloning {name}") as tick:
+            stages.clone_policy(self.run, name, [self._load("demos")], weighted, tick)
 
     def _adapt(self) -> None:
         run, folder = self.run, self.run.root / "adapt"
-        pilot = replace(self._pilot(run.policy("bc"), None), stream=True)
+        pilot = replace(self.policy("bc"), stream=True)
         stages.collect(pilot, run.adapt_plan(), folder / "rollouts", self.workers, self.console)
         stages.record_scripted(run.remember_plan(), folder / "remember", self.workers, self.console)
         if not (run.reward_model / "report" / "adaptation.json").exists():
@@ -109,75 +160,91 @@ class SpiralRun:
         patiently(self.client.reload, tell=self._say)
         self._score(run.demos, "demos again")
 
-    def _round(self, number: int) -> None:
-        run, folder = self.run, self.run.round(number)
-        deployed = self.deployed(number - 1)
-        stages.collect(
-            stages.exploring(deployed),
-            run.rollout_plan(number),
-            folder / "rollouts",
-            self.workers,
-            self.console,
-        )
-        self._score(folder / "rollouts", f"round {number}")
-        candidate = self._candidate(number)
-        stages.collect(
-            replace(candidate, stream=True),
-            run.trial_plan(number),
-            folder / "trial",
-            self.workers,
-            self.console,
-        )
-        self._score(folder / "trial", f"trial {number}")
+    def _collect(self, number: int) -> None:
+        pilot = replace(self.deployed(number - 1), explore=True, stream=self.run.rendered)
+        root = self.run.round(number) / "rollouts"
+        stages.collect(pilot, self.run.rollout_plan(number), root, self.workers, self.console)
+
+    def _relabel(self, number: int) -> None:
+        self._score(self.run.round(number) / "rollouts", f"round {number}")
+
+    def _update(self, number: int) -> None:
+        run, data = self.run, [self._load("demos")]
+        for past in range(1, number + 1):
+            data.append(self._load(f"round{past}"))
+            if past < number:
+                data.append(self._load(f"trial{past}"))
+        with self._bar(f"update, round {number}") as tick:
+            if run.updater == "rabc":
+                stages.clone_policy(run, f"round{number}", data, True, tick)
+            else:
+                stages.update(run, number, run.policy("offline"), data, tick)
+
+    def _trial(self, number: int) -> None:
+        run, root = self.run, self.run.round(number) / "trial"
+        pilot = replace(self._candidate(number), stream=run.rendered)
+        stages.collect(pilot, run.trial_plan(number), root, self.workers, self.console)
+        self._score(root, f"trial {number}")
         decision = stages.decide(run, number, self._load(f"round{number}"), self._load(f"trial{number}"))
         word = "deployed" if decision.deployed else "not deployed"
         self.console.print(
             f"mean final progress {decision.before:.3f} -> {decision.after:.3f}: {word}", highlight=False
         )
-        last = number == run.config.loop.rounds
-        episodes = run.config.loop.evaluation if last else run.config.loop.between
-        self._judge(f"round{number}", self.deployed(number), episodes)
 
     def _report(self) -> None:
-        first, last = self._pilot(self.run.policy("bc"), None), self.deployed(self.run.config.loop.rounds)
-        films = {}
+        write_report(self.run, finished_stages(self.run.root), self._films() if self.run.rendered else {})
+
+    def _films(self) -> dict[str, Path]:
+        films, rounds = {}, self.run.config.loop.rounds
         for number in range(FILMS):
             entry = EpisodePlan(self.run.task, "policy", self.run.first_seed("pictures") + number)
-            for name, pilot in (("cloned", first), ("improved", last)):
+            for name, pilot in (("cloned", self.policy("bc")), ("improved", self.deployed(rounds))):
                 path = self.run.report / f"{name}_{number}.mp4"
                 episode = replace(pilot, stream=True).fly(entry)
                 draw_video(path, episode, scores_of(self.client, episode))
                 films[f"{name} policy, scene {number}: {'success' if episode.success else 'failure'}"] = path
-        write_report(self.run, self._read()["seconds"], films)
+        return films
 
-    def _candidate(self, number: int) -> Pilot:
-        run = self.run
-        data = [self._load("demos")]
-        for past in range(1, number + 1):
-            data.append(self._load(f"round{past}"))
-            if past < number:
-                data.append(self._load(f"trial{past}"))
-        if run.updater == "rabc":
-            with self._bar(f"cloning, round {number}") as tick:
-                return self._pilot(stages.clone_policy(run, f"round{number}", data, True, tick), None)
-        with self._bar(f"update, round {number}") as tick:
-            stages.update(run, number, run.policy("offline"), data, tick)
-        return self._pilot(run.policy("offline"), run.learner(number))
+    # --- policies --------------------------------------------------------------------------------------
+
+    def policy(self, name: str) -> Pilot:
+        """A policy by its name: `bc`, `offline`, or what stood after `roundK`. Raises NotFound."""
+        if name in ("bc", "offline"):
+            pilot = self._pilot(self.run.policy(name), None)
+        elif name.removeprefix("round").isdigit():
+            pilot = self.deployed(int(name.removeprefix("round")))
+        else:
+            raise NotFound(f"there is no policy {name!r}; expected bc, offline, round1, ...", field="policy")
+        if not pilot.base.exists():
+            raise NotFound(f"the policy {name} is not there yet; do its stages first", field="policy")
+        return pilot
 
     def deployed(self, number: int) -> Pilot:
-        """The policy that stands after a round: the last candidate that held its own."""
+        """The policy that stands after a round: the last candidate that held its own.
+
+        Raises NotFound where the round is not through yet.
+        """
         for past in range(number, 0, -1):
             decision = self.run.round(past) / "decision.json"
+            if not decision.exists():
+                raise NotFound(f"round {past} has not been decided yet; do its trial first", field="policy")
             if json.loads(decision.read_text())["deployed"]:
-                if self.run.updater == "rabc":
-                    return self._pilot(self.run.policy(f"round{past}"), None)
-                return self._pilot(self.run.policy("offline"), self.run.learner(past))
+                return self._candidate(past)
         return self._pilot(self.run.policy("offline"), None)
 
-    # --- helpers ---------------------------------------------------------------------------------------
+    def _candidate(self, number: int) -> Pilot:
+        if self.run.updater == "rabc":
+            return self._pilot(self.run.policy(f"round{number}"), None)
+        return self._pilot(self.run.policy("offline"), self.run.learner(number))
 
     def _pilot(self, base: Path, learner: Path | None) -> Pilot:
         return Pilot(self.run.kind, base, learner, self.run.config, self.host, self.port)
+
+    # --- helpers ---------------------------------------------------------------------------------------
+
+    @property
+    def _record(self) -> RunRecord:
+        return RunRecord(self.run.root, self.run.settings(), "run")
 
     def _load(self, name: str) -> stages.Data:
         """A dataset by the name of its features."""
@@ -191,16 +258,6 @@ class SpiralRun:
     def _score(self, root: Path, name: str) -> None:
         with self._bar(f"scoring {name}") as tick:
             stages.score(self.run, root, ServiceScorer(self.client), tick, self._say)
-
-    def _judge(self, name: str, pilot: Pilot, episodes: int) -> Rate:
-        with self._bar(f"evaluating {name}") as tick:
-            plan = self.run.evaluation_plan(episodes)
-            rate = evaluate(pilot, plan, self.run.evaluation(name), self.workers, tick)
-        self.console.print(
-            f"[bold]{name}[/bold]: {rate.value:.0%} success ({rate.low:.0%} to {rate.high:.0%})",
-            highlight=False,
-        )
-        return rate
 
     def _say(self, text: str) -> None:
         self.console.print(f"[yellow]{text}[/yellow]", highlight=False)
@@ -216,41 +273,3 @@ class SpiralRun:
         with Progress(*columns, console=self.console) as progress:
             bar = progress.add_task(name, total=None)
             yield lambda done, total: progress.update(bar, completed=done, total=total)
-
-    # --- the record ------------------------------------------------------------------------------------
-
-    def _stage(self, name: str, work: Callable[[], None]) -> None:
-        record = self._read()
-        if name in record["seconds"]:
-            self.console.print(f"[dim]{name}: done before[/dim]")
-            return
-        self.console.rule(name, align="left")
-        started = time.monotonic()
-        work()
-        record["seconds"][name] = round(time.monotonic() - started, 1)
-        self._write(record)
-
-    def _open(self, resume: bool) -> None:
-        path = self.run.root / RECORD
-        settings = json.loads(json.dumps(self.run.settings()))
-        if not path.exists():
-            self.run.root.mkdir(parents=True, exist_ok=True)
-            self._write({"settings": settings, "seconds": {}})
-        elif not resume:
-            raise Conflict(f"{self.run.root} holds a run; go on with --resume, or choose another --out")
-        elif (before := self._read()["settings"]) != settings:
-            different = sorted(key for key in settings if before.get(key) != settings[key])
-            raise Conflict(
-                f"{self.run.root} holds a run with other settings ({', '.join(different)}); "
-                "choose another --out"
-            )
-
-    def _read(self) -> dict[str, Any]:
-        found: dict[str, Any] = json.loads((self.run.root / RECORD).read_text())
-        return found
-
-    def _write(self, record: dict[str, Any]) -> None:
-        path = self.run.root / RECORD
-        fresh = path.with_suffix(".new")
-        fresh.write_text(json.dumps(record, indent=1) + "\n")
-        fresh.replace(path)

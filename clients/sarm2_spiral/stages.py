@@ -10,7 +10,8 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -22,7 +23,13 @@ from sarm2_client.errors import InvalidInput, ModelFailed
 from sarm2_rollouts.episode import Episode
 from sarm2_rollouts.episode_scorer import EpisodeScorer
 from sarm2_rollouts.lerobot_reader import Dataset, open_dataset
-from sarm2_rollouts.metaworld_robot import ACTION_NAMES, STATE_NAMES, EpisodePlan, iterate_episodes
+from sarm2_rollouts.metaworld_robot import (
+    ACTION_NAMES,
+    STATE_NAMES,
+    EpisodePlan,
+    iterate_episodes,
+    make_planned,
+)
 from sarm2_rollouts.rabc import gain_weights, gains, rabc_weights
 from sarm2_rollouts.recorder import record
 from sarm2_rollouts.relabel import relabel, scored_by
@@ -54,25 +61,38 @@ class Data:
     demo: bool
 
 
-def record_scripted(plan: Sequence[EpisodePlan], root: Path, workers: int, console: Console) -> None:
+def record_scripted(
+    plan: Sequence[EpisodePlan], root: Path, workers: int, console: Console, *, rendered: bool = True
+) -> None:
     """Episodes of the scripted expert, as a dataset."""
-    if not _is_dataset(root):
-        record(plan, root, "image", workers, console=console)
+    _record(plan, root, partial(make_planned, render=rendered), workers, console)
 
 
 def collect(pilot: Pilot, plan: Sequence[EpisodePlan], root: Path, workers: int, console: Console) -> None:
-    """Rollouts of a policy, streamed to the service while they happen, as a dataset."""
+    """Rollouts of a policy as a dataset, streamed to the service while they happen if the pilot does so."""
+    _record(plan, root, pilot.fly, workers, console)
+
+
+def _record(
+    plan: Sequence[EpisodePlan],
+    root: Path,
+    make: Callable[[EpisodePlan], Episode],
+    workers: int,
+    console: Console,
+) -> None:
     if _is_dataset(root):
         return
 
     def source(missing: Sequence[Any]) -> Iterable[Episode]:
-        return iterate_episodes(missing, workers, make=pilot.fly)
+        return iterate_episodes(missing, workers, make=make)
 
     record(plan, root, "image", workers, source=source, state_names=STATE_NAMES, console=console)
 
 
 def score(run: SpiralFolder, root: Path, scorer: EpisodeScorer, tick: Tick, say: Say) -> None:
-    """The service's progress beside a dataset; where rewards come from elsewhere, only for the report."""
+    """The service's progress beside a dataset; where rewards come from elsewhere, none is asked for."""
+    if run.reward != "service":
+        return
     model = patiently(lambda: scorer.model, tell=say)
     if model != scored_by(root):
         dataset, chunk = open_dataset(root), run.config.loop.gain_frames
@@ -92,8 +112,8 @@ def adapt_reward_model(run: SpiralFolder, console: Console) -> None:
 
 def load(run: SpiralFolder, name: str, root: Path, pilot: Pilot, say: Say) -> Data:
     """A dataset's features (from their file where it is there), actions and smoothed progress."""
-    dataset, path = open_dataset(root, pictures=False), run.features(name)
-    lengths = _lengths(dataset)
+    path = run.features(name)
+    lengths = _lengths(open_dataset(root))
     if not path.exists():
         source, seen = pilot.features(), open_dataset(root, pictures=run.kind == "image")
         parts = [patiently(lambda e=episode: source.recorded(e), tell=say) for episode in seen]  # type: ignore[misc]
@@ -103,15 +123,19 @@ def load(run: SpiralFolder, name: str, root: Path, pilot: Pilot, say: Say) -> Da
             np.save(file, np.concatenate(parts), allow_pickle=False)
         fresh.replace(path)
     features_NF = np.load(path, allow_pickle=False)
-    demo_frames = float(np.mean(_lengths(open_dataset(run.demos))))
-    curves = progress_curves(dataset, run.reward, demo_frames)
     return Data(
         name=name,
         features=np.split(features_NF, np.cumsum(lengths)[:-1]),
-        actions=[_actions(episode) for episode in dataset],
-        progress=[smoothed(curve_T, run.config.loop.smooth) for curve_T in curves],
+        actions=[_actions(episode) for episode in open_dataset(root, pictures=False)],
+        progress=[smoothed(curve_T, run.config.loop.smooth) for curve_T in rewards(run, root)],
         demo=root == run.demos,
     )
+
+
+def rewards(run: SpiralFolder, root: Path) -> list[Float32Array]:
+    """The progress (T,) of every episode of a dataset, by the source that the run has for it."""
+    demo_frames = float(np.mean(_lengths(open_dataset(run.demos))))
+    return progress_curves(open_dataset(root, pictures=False), run.reward, demo_frames)
 
 
 def clone_policy(run: SpiralFolder, name: str, data: Sequence[Data], weighted: bool, tick: Tick) -> Path:
@@ -202,11 +226,6 @@ def decide(run: SpiralFolder, number: int, rollouts: Data, trial: Data) -> Decis
     decision = Decision(before, after, after >= before - run.config.loop.margin)
     path.write_text(json.dumps(vars(decision)))
     return decision
-
-
-def exploring(pilot: Pilot) -> Pilot:
-    """The same policy with the loop's noise, streaming."""
-    return replace(pilot, explore=True, stream=True)
 
 
 def _actions(episode: Episode) -> Float32Array:

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, TypeAlias
 
 import typer
 
 from sarm2_cli.scoring import Bundle, Server, served
 from sarm2_client.client import RewardClient
+from sarm2_client.errors import Conflict
 
 if TYPE_CHECKING:
     from sarm2_spiral.folder import SpiralFolder
+    from sarm2_spiral.run import SpiralRun
 
 spiral = typer.Typer(
     help="A policy that improves itself: clone demonstrations, collect rollouts, score them with the "
@@ -28,38 +32,51 @@ def about() -> None:
     """SPIRAL: a policy that improves itself with the service's rewards."""
 
 
+Task: TypeAlias = Annotated[str, typer.Option(help="Task of the simulated robot.")]
+Policy: TypeAlias = Annotated[
+    str,
+    typer.Option(
+        help="What the policy sees: `image` (the service's frame embeddings and the robot's state), or "
+        "`state` (true positions of object and goal: a fast control)."
+    ),
+]
+Rounds: TypeAlias = Annotated[
+    int | None, typer.Option(min=0, help="Rounds of collection and update; by default the preset's.")
+]
+Reward: TypeAlias = Annotated[
+    str,
+    typer.Option(
+        help="`service`, or a control: `true` (simulator), `linear` (clock), `success`, `uniform` (none)."
+    ),
+]
+Updater: TypeAlias = Annotated[
+    str, typer.Option(help="`residual` (critics and a correction), or `rabc` (reward-weighted cloning).")
+]
+Preset: TypeAlias = Annotated[str, typer.Option(help="`metaworld`, `published` or `quick`.")]
+Seed: TypeAlias = Annotated[int, typer.Option(min=0, help="Of scenes, networks and batches.")]
+Out: TypeAlias = Annotated[Path, typer.Option("--out", "-o", help="Folder of the run.")]
+Workers: TypeAlias = Annotated[int, typer.Option(min=1, help="Robots at a time; one a core is best.")]
+Adapt: TypeAlias = Annotated[
+    bool, typer.Option(help="Adapt the reward model to rollouts of the first policy before the loop.")
+]
+
+RUNS = Path("runs/spiral")
+
+
 @spiral.command()
 def run(
-    task: Annotated[str, typer.Option(help="Task of the simulated robot.")] = "hammer",
-    policy: Annotated[
-        str,
-        typer.Option(
-            help="What the policy sees: `image` (the service's frame embeddings and the robot's state), or "
-            "`state` (true positions of object and goal: a fast control)."
-        ),
-    ] = "image",
-    rounds: Annotated[
-        int | None, typer.Option(min=0, help="Rounds of collection and update; by default the preset's.")
-    ] = None,
-    reward: Annotated[
-        str,
-        typer.Option(
-            help="`service`, or a control: `true` (simulator), `linear` (clock), `success`, `uniform` (none)."
-        ),
-    ] = "service",
-    updater: Annotated[
-        str,
-        typer.Option(help="`residual` (critics and a correction), or `rabc` (reward-weighted cloning)."),
-    ] = "residual",
-    preset: Annotated[str, typer.Option(help="`metaworld`, `published` or `quick`.")] = "metaworld",
-    seed: Annotated[int, typer.Option(min=0, help="Of scenes, networks and batches.")] = 0,
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the run.")] = Path("runs/spiral"),
-    workers: Annotated[int, typer.Option(min=1, help="Robots at a time; one a core is best.")] = 2,
+    task: Task = "hammer",
+    policy: Policy = "image",
+    rounds: Rounds = None,
+    reward: Reward = "service",
+    updater: Updater = "residual",
+    preset: Preset = "metaworld",
+    seed: Seed = 0,
+    out: Out = RUNS,
+    workers: Workers = 2,
     bundle: Bundle = None,
     server: Server = None,
-    adapt: Annotated[
-        bool, typer.Option(help="Adapt the reward model to rollouts of the first policy before the loop.")
-    ] = True,
+    adapt: Adapt = True,
     quick: Annotated[
         bool, typer.Option("--quick", help="The same as --preset quick: minutes, to see that it works.")
     ] = False,
@@ -71,15 +88,121 @@ def run(
 
     Example: `sarm2 spiral run --task hammer --out runs/hammer`
     """
+    folder = planned(
+        out, task, policy, rounds, reward, updater, "quick" if quick else preset, seed, adapt=adapt
+    )
+    with reaching(folder, server, bundle, workers) as loop:
+        typer.echo(f"report: {loop.start(resume=resume)}")
+
+
+@spiral.command()
+def bc(
+    task: Task = "hammer",
+    policy: Policy = "image",
+    rounds: Rounds = None,
+    reward: Reward = "service",
+    updater: Updater = "residual",
+    preset: Preset = "metaworld",
+    seed: Seed = 0,
+    out: Out = RUNS,
+    workers: Workers = 2,
+    bundle: Bundle = None,
+    server: Server = None,
+    adapt: Adapt = True,
+) -> None:
+    """Begin a run: record and score demonstrations, clone pi_1 from them. The other commands go on from here.
+
+    Example: `sarm2 spiral bc --task hammer --out runs/hammer`, then `offline`, `adapt`, and for every round
+    `collect`, `relabel`, `update`, with the same `--out`; `sarm2 spiral run --resume` does all that is left.
+    """
+    from sarm2_rollouts.run_record import finished_stages
+
+    folder = planned(out, task, policy, rounds, reward, updater, preset, seed, adapt=adapt)
+    with reaching(folder, server, bundle, workers) as loop:
+        loop.begin(resume=True)
+        for kind in ("demos", "bc"):
+            if kind not in finished_stages(out):
+                loop.step(kind)
+
+
+@spiral.command()
+def offline(out: Out = RUNS, workers: Workers = 2, server: Server = None) -> None:
+    """pi_2, the frozen base of the loop: demonstrations cloned anew, weighted by what the frames gained."""
+    one_step(out, workers, server, "offline")
+
+
+@spiral.command()
+def adapt(out: Out = RUNS, workers: Workers = 2, server: Server = None) -> None:
+    """Collect rollouts of pi_1, label them, and adapt the run's reward model to them."""
+    one_step(out, workers, server, "adapt")
+
+
+@spiral.command()
+def collect(out: Out = RUNS, workers: Workers = 2, server: Server = None) -> None:
+    """Collect the next round's rollouts with the deployed policy, streaming them to the service."""
+    one_step(out, workers, server, "collect")
+
+
+@spiral.command()
+def relabel(out: Out = RUNS, workers: Workers = 2, server: Server = None) -> None:
+    """Score the rollouts that were collected last."""
+    one_step(out, workers, server, "relabel")
+
+
+@spiral.command()
+def update(out: Out = RUNS, workers: Workers = 2, server: Server = None) -> None:
+    """Learn from all data so far; deploy the candidate if it holds its own in a trial."""
+    one_step(out, workers, server, "update", "trial")
+
+
+@spiral.command()
+def evaluate(
+    policy: Annotated[str, typer.Argument(help="`bc`, `offline`, or `roundK`: what stood after round K.")],
+    out: Out = RUNS,
+    episodes: Annotated[
+        int | None, typer.Option(min=1, help="Scenes; by default the preset's. Flown ones are kept.")
+    ] = None,
+    workers: Workers = 2,
+    server: Server = None,
+) -> None:
+    """How often a policy of the run succeeds on fresh scenes, with Wilson's interval."""
+    with gone_on_with(out, workers, server) as loop:
+        loop.judge(policy, episodes)
+
+
+@spiral.command()
+def report(out: Out = RUNS, workers: Workers = 2, server: Server = None) -> None:
+    """Write the report of a run whose rounds are done: success, curves, advantages, films."""
+    one_step(out, workers, server, "report")
+
+
+def one_step(out: Path, workers: int, server: str | None, *kinds: str) -> None:
+    """Do the next stage of each kind in the run at `out`."""
+    with gone_on_with(out, workers, server) as loop:
+        for kind in kinds:
+            typer.echo(f"{loop.step(kind)}: done")
+
+
+def planned(
+    out: Path,
+    task: str,
+    policy: str,
+    rounds: int | None,
+    reward: str,
+    updater: str,
+    preset: str,
+    seed: int,
+    *,
+    adapt: bool,
+) -> SpiralFolder:
+    """The folder of a run by its options. Raises NotFound or InvalidInput for values that are none."""
     from sarm2_cli.record import one_of
-    from sarm2_models.checkpoint import default_bundle
     from sarm2_rollouts.metaworld_robot import TASKS
     from sarm2_spiral.config import spiral_config
     from sarm2_spiral.folder import SpiralFolder
     from sarm2_spiral.progress import REWARDS
-    from sarm2_spiral.run import SpiralRun
 
-    config = spiral_config("quick" if quick else preset)
+    config = spiral_config(preset)
     if rounds is not None:
         config = replace(config, loop=replace(config.loop, rounds=rounds))
     if not adapt:
@@ -88,13 +211,39 @@ def run(
     (kind,) = one_of("policy", policy, ["image", "state"])
     (source,) = one_of("reward", reward, list(REWARDS))
     (kept,) = one_of("updater", updater, ["residual", "rabc"])
-    folder = SpiralFolder(out, name, kind, seed, config, source, kept)  # type: ignore[arg-type]
+    return SpiralFolder(out, name, kind, seed, config, source, kept)  # type: ignore[arg-type]
+
+
+@contextmanager
+def gone_on_with(out: Path, workers: int, server: str | None) -> Iterator[SpiralRun]:
+    """The run that was begun at `out`. Raises Conflict where there is none."""
+    from sarm2_spiral.folder import SpiralFolder
+
+    folder = SpiralFolder.of(out)
+    if folder.rendered and server is None and not folder.reward_model.exists():
+        raise Conflict(f"the run in {out} was begun with a service of its own; name it with --server")
+    with reaching(folder, server, None, workers) as loop:
+        yield loop
+
+
+@contextmanager
+def reaching(
+    folder: SpiralFolder, server: str | None, bundle: Path | None, workers: int
+) -> Iterator[SpiralRun]:
+    """A run with the service it asks: a given one, or one of its own with its own copy of the bundle."""
+    from sarm2_spiral.run import SpiralRun
+
+    if not folder.rendered:  # a state policy with a control for its reward asks no service
+        with RewardClient() as client:
+            yield SpiralRun(folder, client, "127.0.0.1", 0, workers=workers)
+        return
     if server is None:
+        from sarm2_models.checkpoint import default_bundle
+
         keep_models(folder, bundle or default_bundle())
     own = bundle if server else folder.reward_model
     with served(server, own, reload=True) as (host, port), RewardClient(host=host, port=port) as client:
-        report = SpiralRun(folder, client, host, port, server is None, workers).start(resume=resume)
-    typer.echo(f"report: {report}")
+        yield SpiralRun(folder, client, host, port, server is None, workers)
 
 
 def keep_models(folder: SpiralFolder, bundle: Path) -> None:

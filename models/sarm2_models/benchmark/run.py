@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -11,7 +10,6 @@ from typing import Any, TypeAlias
 
 from rich.console import Console
 
-from sarm2_client.errors import Conflict
 from sarm2_models.benchmark import stages
 from sarm2_models.benchmark.cloned_policy import policy_episode
 from sarm2_models.benchmark.contenders import CONTENDERS
@@ -24,8 +22,8 @@ from sarm2_models.train.variants import Variant
 from sarm2_rollouts.episode import Episode
 from sarm2_rollouts.metaworld_robot import STATE_NAMES, EpisodePlan, iterate_episodes
 from sarm2_rollouts.recorder import PlannedEpisode, record
+from sarm2_rollouts.run_record import RunRecord
 
-SETTINGS = "benchmark.json"
 SHARED: tuple[Variant, ...] = ("full", "state_only")
 """What stage estimators see; each is trained once a seed, for all contenders who see the same."""
 
@@ -79,7 +77,7 @@ class BenchmarkRun:
             Conflict: the folder holds a benchmark and `resume` is false, or one with other settings.
             ModelFailed: a job failed; what was finished is kept.
         """
-        self._open(resume)
+        RunRecord(self.bench.run.root, self.bench.settings(), "benchmark").open(resume=resume)
         bench = self.bench
         self._scripted(bench.run, "")
         if bench.extras.unseen_tasks:
@@ -133,20 +131,3 @@ class BenchmarkRun:
         self.console.rule(title, align="left")
         jobs = [Job(name, call, arguments, self.bench.run.root / "logs") for name, call, arguments in work]
         self.runner(jobs, at_once=self.workers, console=self.console)
-
-    def _open(self, resume: bool) -> None:
-        path = self.bench.run.root / SETTINGS
-        now = json.loads(json.dumps(self.bench.settings()))
-        if not path.exists():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(json.dumps(now, indent=1))
-        elif not resume:
-            raise Conflict(
-                f"{path.parent} already holds a benchmark; add --resume to go on with it, or choose another "
-                "folder with --out"
-            )
-        elif json.loads(path.read_text()) != now:
-            raise Conflict(
-                f"the benchmark in {path.parent} has other settings; use the same tasks, preset, seeds and "
-                "encoder to go on with it, or choose another folder with --out"
-            )

@@ -25,7 +25,6 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from sarm2_client.errors import Conflict
 from sarm2_models.train import stages
 from sarm2_models.train.jobs import Job, dealt, run_jobs
 from sarm2_models.train.label_check import Checker
@@ -35,8 +34,8 @@ from sarm2_models.train.plan import Split, planned_episodes
 from sarm2_models.train.variants import Variant
 from sarm2_rollouts.expert_label import cross_check
 from sarm2_rollouts.recorder import record
+from sarm2_rollouts.run_record import RunRecord
 
-RECORD = "run.json"
 Recorder = Callable[[RunFolder, Split, int, Console], None]
 
 
@@ -73,16 +72,11 @@ class TrainingRun:
             Conflict: the folder holds a run and `resume` is false, or there is a run with other settings.
             ModelFailed: a stage failed; what was finished is kept.
         """
-        self._open(resume)
+        kept = RunRecord(self.run.root, self.run.settings(), "training run")
+        kept.open(resume=resume)
         began = time.monotonic()
         for name, work in self._stages():
-            if name in stages.finished_stages(self.run.root):
-                self.console.print(f"[dim]{name}: done before[/dim]")
-                continue
-            self.console.rule(f"{name}", align="left")
-            started = time.monotonic()
-            work()
-            self._finish(name, time.monotonic() - started)
+            kept.do(name, work, self.console)
         self._show(time.monotonic() - began)
         return self.run.bundle
 
@@ -132,35 +126,6 @@ class TrainingRun:
             for name, call, arguments in work
         ]
         self.runner(jobs, at_once=self.workers, console=self.console)
-
-    def _open(self, resume: bool) -> None:
-        path = self.run.root / RECORD
-        if path.exists():
-            if not resume:
-                raise Conflict(
-                    f"{self.run.root} already holds a training run; add --resume to go on with it, or choose "
-                    "another folder with --out"
-                )
-            before = json.loads(path.read_text())["settings"]
-            now = json.loads(json.dumps(self.run.settings()))
-            if before != now:
-                other = ", ".join(name for name in now if before.get(name) != now[name])
-                raise Conflict(
-                    f"the run in {self.run.root} has other settings ({other}); use the same tasks, preset, "
-                    "seed and encoder to go on with it, or choose another folder with --out"
-                )
-            return
-        self.run.root.mkdir(parents=True, exist_ok=True)
-        self._write({})
-
-    def _finish(self, name: str, seconds: float) -> None:
-        self._write(stages.finished_stages(self.run.root) | {name: round(seconds, 1)})
-
-    def _write(self, finished: dict[str, float]) -> None:
-        path = self.run.root / RECORD
-        fresh = path.with_suffix(".new")
-        fresh.write_text(json.dumps({"settings": self.run.settings(), "finished": finished}, indent=1))
-        fresh.replace(path)
 
     def _show(self, seconds: float) -> None:
         report = json.loads((self.run.report / "report.json").read_text())

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 
@@ -41,6 +40,7 @@ from sarm2_models.train.variants import (
     variant_config,
 )
 from sarm2_models.train.windows import hints_of
+from sarm2_rollouts.run_record import finished_stages
 
 MODEL_ID = "sarm2-metaworld"
 
@@ -206,12 +206,6 @@ def report(ticker: Ticker, run: RunFolder) -> None:
     }
     (run.report / "report.json").write_text(json.dumps(content, indent=1) + "\n")
     ticker.tick(1, 1, "")
-
-
-def finished_stages(root: Path) -> dict[str, float]:
-    """Stages that are done, with their seconds."""
-    path = root / "run.json"
-    return dict(json.loads(path.read_text())["finished"]) if path.exists() else {}
 
 
 def split_size(run: RunFolder, split: Split) -> dict[str, int]:

@@ -1,0 +1,90 @@
+"""What a long run has done: its settings and its finished stages, in one small file of its folder.
+
+A stage that is finished is never done twice; one that was killed is started again, and finds what it had
+kept itself. A folder belongs to one set of settings: with others, nothing that lies there fits.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from sarm2_client.errors import Conflict
+
+FILE = "run.json"
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """The record of the run in a folder.
+
+    Attributes:
+        root: the run's folder.
+        settings: JSON-able; what must be equal for a run to be gone on with.
+        what: what kind of run it is, for messages: "training run".
+    """
+
+    root: Path
+    settings: Mapping[str, Any]
+    what: str = "run"
+
+    def open(self, *, resume: bool) -> None:
+        """Begin a run, or go on with the one that is there.
+
+        Raises Conflict where there is one and `resume` is false, or where its settings are others.
+        """
+        path, now = self.root / FILE, json.loads(json.dumps(self.settings))
+        if not path.exists():
+            self.root.mkdir(parents=True, exist_ok=True)
+            self._write({})
+            return
+        if not resume:
+            raise Conflict(
+                f"{self.root} already holds a {self.what}; add --resume to go on with it, or choose another "
+                "folder with --out"
+            )
+        before = json.loads(path.read_text())["settings"]
+        other = sorted(name for name in {*now, *before} if before.get(name) != now.get(name))
+        if other:
+            raise Conflict(
+                f"the {self.what} in {self.root} has other settings ({', '.join(other)}); use the same to go "
+                "on with it, or choose another folder with --out"
+            )
+
+    def do(self, stage: str, work: Callable[[], object], console: Console) -> None:
+        """Do a stage unless it is finished, and note the seconds it took."""
+        finished = finished_stages(self.root)
+        if stage in finished:
+            console.print(f"[dim]{stage}: done before[/dim]", highlight=False)
+            return
+        console.rule(stage, align="left")
+        started = time.monotonic()
+        work()
+        self._write(finished | {stage: round(time.monotonic() - started, 1)})
+
+    def _write(self, finished: Mapping[str, float]) -> None:
+        path = self.root / FILE
+        fresh = path.with_suffix(".new")
+        fresh.write_text(json.dumps({"settings": self.settings, "finished": finished}, indent=1) + "\n")
+        fresh.replace(path)
+
+
+def finished_stages(root: Path) -> dict[str, float]:
+    """The stages that a run has finished, with their seconds; none where there is no run."""
+    path = root / FILE
+    return dict(json.loads(path.read_text())["finished"]) if path.exists() else {}
+
+
+def settings_of(root: Path) -> dict[str, Any]:
+    """The settings of the run in a folder. Raises Conflict where there is none."""
+    path = root / FILE
+    if not path.exists():
+        raise Conflict(f"{root} holds no run yet; begin one there first, or name its folder with --out")
+    found: dict[str, Any] = json.loads(path.read_text())["settings"]
+    return found

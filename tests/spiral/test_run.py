@@ -1,0 +1,131 @@
+"""A whole run on the real simulator, small; rewards are the simulator's own, so no service is asked."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from sarm2_client.client import RewardClient
+from sarm2_client.errors import Conflict, NotFound
+from sarm2_rollouts.lerobot_reader import open_dataset
+from sarm2_rollouts.run_record import finished_stages
+from sarm2_spiral import stages
+from sarm2_spiral.config import QUICK, SpiralConfig
+from sarm2_spiral.folder import SpiralFolder
+from sarm2_spiral.progress import Reward
+from sarm2_spiral.run import SpiralRun
+
+pytestmark = pytest.mark.sim
+
+SMALL = SpiralConfig(
+    replace(QUICK.policy, steps=40, width=32, batch=64),
+    replace(QUICK.update, updates=20, critic_only=5, width=32, batch=32),
+    replace(QUICK.loop, demos=3, rounds=2, rollouts=3, trial=1, evaluation=2, between=1, longest=25),
+)
+
+
+def a_run(root: Path, reward: Reward = "true", config: SpiralConfig = SMALL) -> SpiralRun:
+    folder = SpiralFolder(root, "drawer-open", "state", 7, config, reward)
+    return SpiralRun(folder, RewardClient(), "127.0.0.1", 0, workers=0, console=Console(quiet=True))
+
+
+def weights(root: Path) -> dict[str, bytes]:
+    paths = [*root.glob("policies/*.safetensors"), *root.glob("rounds/*/learner.safetensors")]
+    return {str(path.relative_to(root)): path.read_bytes() for path in paths}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> SpiralRun:
+    run = a_run(tmp_path_factory.mktemp("spiral") / "run")
+    run.start(resume=False)
+    return run
+
+
+def test_a_run_ends_with_a_report_of_every_policy_and_round(finished: SpiralRun) -> None:
+    report = json.loads((finished.run.report / "report.json").read_text())
+    assert list(report["success"]) == ["bc", "offline", "round1", "round2"]
+    assert report["success"]["round2"]["n"] == SMALL.loop.evaluation
+    assert [row["rollouts"] for row in report["rounds"]] == [3, 3]
+    assert [row["deployed"] for row in report["rounds"]] == [
+        json.loads((finished.run.round(number) / "decision.json").read_text())["deployed"]
+        for number in (1, 2)
+    ]
+    page = (finished.run.report / "report.html").read_text()
+    for picture in ("success.png", "curves.png", "gains.png"):
+        assert picture in page
+        assert (finished.run.report / picture).stat().st_size > 5000
+
+
+def test_a_policy_that_looks_at_nothing_has_no_pictures_made(finished: SpiralRun) -> None:
+    assert open_dataset(finished.run.demos).cameras == ()
+    assert open_dataset(finished.run.round(1) / "rollouts").cameras == ()
+
+
+def test_the_stages_one_by_one_come_to_the_same_weights(finished: SpiralRun, tmp_path: Path) -> None:
+    run = a_run(tmp_path / "run")
+    run.begin(resume=False)
+    for kind in ("demos", "bc", "offline", *("collect", "relabel", "update", "trial") * 2):
+        run.step(kind)
+    assert weights(tmp_path / "run") == weights(finished.run.root)
+
+
+def test_a_run_that_stops_in_any_stage_goes_on_to_the_same_weights(
+    finished: SpiralRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Stopped(Exception):
+        pass
+
+    broken: set[tuple[str, int]] = set()
+
+    def breaking(name: str, work: Callable[..., object]) -> Callable[..., object]:
+        def once(*arguments: object, **named: object) -> object:
+            place = (name, len(finished_stages(tmp_path / "run")))
+            if place not in broken:  # breaks once in every stage, and does its work the next time
+                broken.add(place)
+                raise Stopped
+            return work(*arguments, **named)
+
+        return once
+
+    for name in ("record_scripted", "collect", "clone_policy", "update", "decide"):
+        monkeypatch.setattr(stages, name, breaking(name, getattr(stages, name)))
+    while "report" not in finished_stages(tmp_path / "run"):
+        with suppress(Stopped):
+            a_run(tmp_path / "run").start(resume=True)
+    assert len(broken) == 11
+    assert weights(tmp_path / "run") == weights(finished.run.root)
+
+
+def test_a_stage_out_of_turn_says_what_comes_first(tmp_path: Path) -> None:
+    run = a_run(tmp_path / "run")
+    run.begin(resume=False)
+    with pytest.raises(Conflict, match="'demos'"):
+        run.step("collect")
+    with pytest.raises(NotFound, match="not there yet"):
+        run.judge("bc")
+    with pytest.raises(NotFound, match="expected bc, offline, round1"):
+        run.judge("best")
+
+
+def test_other_settings_are_refused(finished: SpiralRun) -> None:
+    with pytest.raises(Conflict, match=r"other settings \(reward\)"):
+        a_run(finished.run.root, reward="linear").start(resume=True)
+    with pytest.raises(Conflict, match="--resume"):
+        a_run(finished.run.root).start(resume=False)
+    assert SpiralFolder.of(finished.run.root) == finished.run
+
+
+def test_a_candidate_that_does_worse_is_kept_and_not_deployed(finished: SpiralRun, tmp_path: Path) -> None:
+    strict = replace(SMALL, loop=replace(SMALL.loop, rounds=1, margin=-2.0))  # nothing can rise by 2
+    run = a_run(tmp_path / "run", config=strict)
+    run.start(resume=False)
+    assert not json.loads((run.run.round(1) / "decision.json").read_text())["deployed"]
+    assert run.deployed(1).learner is None
+    assert run.run.learner(1).exists()
+    assert "report" in finished_stages(run.run.root)
