@@ -23,6 +23,9 @@ from sarm2_spiral.stages import rewards
 from sarm2_spiral.targets import Float32Array, smoothed
 from sarm2_spiral.wilson import Rate
 
+DONE = 0.9
+"""Progress from which on a reward model takes a task for done."""
+
 BLUE, GREEN, RED, GREY, INK = "#2563eb", "#16a34a", "#dc2626", "#9aa5b4", "#1c2430"
 
 
@@ -39,14 +42,31 @@ class Collected:
         """ROC-AUC of final progress against success; None without both kinds."""
         return rank_auc([float(curve_T[-1]) for curve_T in self.curves], self.successes)
 
+    @property
+    def final_progress(self) -> float:
+        """Mean progress at the end."""
+        return float(np.mean([curve_T[-1] for curve_T in self.curves]))
+
+    @property
+    def success(self) -> float:
+        """Share of successes."""
+        return float(np.mean(self.successes))
+
+    @property
+    def believed_failures(self) -> float | None:
+        """Share of the failures that end with a progress of `DONE` or more; None without failures."""
+        pairs = zip(self.curves, self.successes, strict=True)
+        ends = [float(curve_T[-1]) >= DONE for curve_T, success in pairs if not success]
+        return float(np.mean(ends)) if ends else None
+
     def as_json(self) -> dict[str, Any]:
         """Plain numbers."""
-        finals = [float(curve_T[-1]) for curve_T in self.curves]
         return {
-            "rollouts": len(finals),
-            "final_progress": float(np.mean(finals)),
-            "success": float(np.mean(self.successes)),
+            "rollouts": len(self.curves),
+            "final_progress": self.final_progress,
+            "success": self.success,
             "success_auc": self.auc,
+            "believed_failures": self.believed_failures,
         }
 
 
@@ -171,6 +191,7 @@ def page(run: SpiralFolder, content: dict[str, Any], films: dict[str, Path]) -> 
     rounds = "".join(
         f"<tr><td>{number}</td><td>{row['final_progress']:.3f}</td><td>{row['success']:.0%}</td>"
         f"<td>{'' if row['success_auc'] is None else format(row['success_auc'], '.3f')}</td>"
+        f"<td>{'' if row['believed_failures'] is None else format(row['believed_failures'], '.0%')}</td>"
         f"<td>{row['before']:.3f} &rarr; {row['after']:.3f}</td>"
         f"<td>{'deployed' if row['deployed'] else 'not deployed'}</td></tr>"
         for number, row in enumerate(content["rounds"], 1)
@@ -204,9 +225,9 @@ figure {{ margin: 1.5rem 0 }} img, video {{ max-width: 100% }} figcaption {{ col
 {pictures}
 <h2>Rounds</h2>
 <p>The loop itself sees final progress alone. Success stands beside it to watch for reward hacking: final
-progress that rises while success does not.</p>
+progress that rises while success does not, and failures that end as if they were done.</p>
 <table><tr><th>round</th><th>final progress</th><th>success</th><th>ROC-AUC</th>
-<th>deployed &rarr; candidate</th><th></th></tr>{rounds}</table>
+<th>failures taken for done</th><th>deployed &rarr; candidate</th><th></th></tr>{rounds}</table>
 <h2>Films</h2>
 {shown}
 </body></html>

@@ -36,9 +36,10 @@ from sarm2_rollouts.run_record import RunRecord, finished_stages
 from sarm2_spiral import stages
 from sarm2_spiral.evaluation import evaluate
 from sarm2_spiral.folder import SpiralFolder
+from sarm2_spiral.metrics import LoopMetrics
 from sarm2_spiral.patience import patiently
 from sarm2_spiral.pilot import Pilot
-from sarm2_spiral.report import write_report
+from sarm2_spiral.report import collected, write_report
 from sarm2_spiral.residual_update import Tick
 from sarm2_spiral.wilson import Rate
 
@@ -57,6 +58,7 @@ class SpiralRun:
         own_model: whether the service serves `run.reward_model` and may reload it: without, no adaptation.
         workers: robots at a time.
         console: where bars and tables go.
+        metrics: told what comes out, stage by stage.
     """
 
     run: SpiralFolder
@@ -66,6 +68,7 @@ class SpiralRun:
     own_model: bool = False
     workers: int = 2
     console: Console = field(default_factory=Console)
+    metrics: LoopMetrics | None = None
 
     def start(self, *, resume: bool) -> Path:
         """Do every stage that is not done yet. Returns the report's page.
@@ -133,6 +136,8 @@ class SpiralRun:
         plan = self.run.evaluation_plan(episodes or self.run.config.loop.evaluation)
         with self._bar(f"evaluating {name}") as tick:
             rate = evaluate(self.policy(name), plan, self.run.evaluation(name), self.workers, tick)
+        if self.metrics is not None:
+            self.metrics.judged(name, rate)
         self.console.print(
             f"[bold]{name}[/bold]: {rate.value:.0%} success ({rate.low:.0%} to {rate.high:.0%})",
             highlight=False,
@@ -167,6 +172,8 @@ class SpiralRun:
 
     def _relabel(self, number: int) -> None:
         self._score(self.run.round(number) / "rollouts", f"round {number}")
+        if self.metrics is not None:
+            self.metrics.collected(number, collected(self.run, number))
 
     def _update(self, number: int) -> None:
         run, data = self.run, [self._load("demos")]

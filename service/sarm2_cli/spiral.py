@@ -83,15 +83,23 @@ def run(
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with the run in --out where it stopped.")
     ] = False,
+    metrics_port: Annotated[
+        int | None, typer.Option(min=1, max=65535, help="Answer Prometheus here: success, reward hacking.")
+    ] = None,
 ) -> None:
     """The whole figure: clone, update offline, then collect and update in a loop, with nobody in it.
 
     Example: `sarm2 spiral run --task hammer --out runs/hammer`
     """
+    from sarm2_spiral.metrics import LoopMetrics
+
     folder = planned(
         out, task, policy, rounds, reward, updater, "quick" if quick else preset, seed, adapt=adapt
     )
     with reaching(folder, server, bundle, workers) as loop:
+        if metrics_port is not None:
+            loop.metrics = LoopMetrics(folder.task)
+            loop.metrics.serve(metrics_port)
         typer.echo(f"report: {loop.start(resume=resume)}")
 
 

@@ -78,7 +78,7 @@ def test_the_stages_one_by_one_come_to_the_same_weights(finished: SpiralRun, tmp
 def test_a_run_that_stops_in_any_stage_goes_on_to_the_same_weights(
     finished: SpiralRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class Stopped(Exception):
+    class StoppedError(Exception):
         pass
 
     broken: set[tuple[str, int]] = set()
@@ -88,7 +88,7 @@ def test_a_run_that_stops_in_any_stage_goes_on_to_the_same_weights(
             place = (name, len(finished_stages(tmp_path / "run")))
             if place not in broken:  # breaks once in every stage, and does its work the next time
                 broken.add(place)
-                raise Stopped
+                raise StoppedError
             return work(*arguments, **named)
 
         return once
@@ -96,7 +96,7 @@ def test_a_run_that_stops_in_any_stage_goes_on_to_the_same_weights(
     for name in ("record_scripted", "collect", "clone_policy", "update", "decide"):
         monkeypatch.setattr(stages, name, breaking(name, getattr(stages, name)))
     while "report" not in finished_stages(tmp_path / "run"):
-        with suppress(Stopped):
+        with suppress(StoppedError):
             a_run(tmp_path / "run").start(resume=True)
     assert len(broken) == 11
     assert weights(tmp_path / "run") == weights(finished.run.root)
