@@ -95,7 +95,8 @@ class LoopConfig:
 
     Attributes:
         demos: uneven demonstrations that the first policy is cloned from.
-        adapt: rollouts of pi_1 that the reward model is adapted to before the loop; 0 leaves it as it is.
+        first: rollouts of pi_1: the reward model is adapted to them, and they are the replay's first.
+        adapt: whether the reward model is adapted at all.
         remember: episodes of the kind it was trained on that are mixed in, of each kind.
         rounds: of collection, relabelling and update.
         rollouts: episodes a round.
@@ -110,7 +111,8 @@ class LoopConfig:
     """
 
     demos: int = 25
-    adapt: int = 100
+    first: int = 100
+    adapt: bool = True
     remember: int = 40
     rounds: int = 3
     rollouts: int = 60
@@ -171,7 +173,7 @@ PUBLISHED = SpiralConfig(
 QUICK = SpiralConfig(
     PolicyConfig(steps=300),
     replace(METAWORLD.update, updates=200, critic_only=50),
-    LoopConfig(demos=10, adapt=8, remember=4, rounds=1, rollouts=6, trial=2, evaluation=6, between=4),
+    LoopConfig(demos=10, first=10, remember=5, rounds=1, rollouts=6, trial=2, evaluation=6, between=4),
 )
 """A few minutes, to see that it works; its numbers mean nothing."""
 

@@ -4,7 +4,8 @@ run.json                        settings, finished stages and their seconds
 demos/                          demonstrations, a LeRobot dataset with their progress beside them
 policies/NAME.safetensors       base policies: `bc`, `offline`, with the updater `rabc` also `roundK`
 first_model/, reward_model/     bundles: RM1, and what the service serves: RM1, then RM2 once it is adapted
-adapt/rollouts/, remember/      datasets: rollouts of pi_1, and episodes of the kind RM1 was trained on
+remember/                       a dataset: episodes of the kind RM1 was trained on
+rounds/0/rollouts/              a dataset: what pi_1 did
 rounds/K/rollouts/, trial/      datasets: what the deployed policy collected, and what the candidate tried
 rounds/K/learner.safetensors    the correction after round K, and its checkpoint with the optimisers
 rounds/K/decision.json          whether it was deployed, and why
@@ -81,10 +82,10 @@ class SpiralFolder:
         """RM1, which is kept."""
         return self.root / "first_model"
 
-    def adapt_plan(self) -> list[EpisodePlan]:
-        """The rollouts of pi_1 that the reward model is adapted to: before those of every round."""
-        first = self.first_seed("rollouts")
-        return [EpisodePlan(self.task, "policy", first + n) for n in range(self.config.loop.adapt)]
+    @property
+    def remember(self) -> Path:
+        """Episodes of the kind that the reward model was trained on."""
+        return self.root / "remember"
 
     def remember_plan(self) -> list[EpisodePlan]:
         """Episodes of the kind that the reward model was trained on."""
@@ -93,7 +94,7 @@ class SpiralFolder:
         return [EpisodePlan(self.task, kind, first + n) for n in range(count) for kind in kinds]
 
     def round(self, number: int) -> Path:
-        """A round's folder; they count from 1."""
+        """A round's folder; they count from 1, and 0 holds the rollouts of pi_1."""
         return self.root / "rounds" / str(number)
 
     def policy(self, name: str) -> Path:
@@ -127,9 +128,10 @@ class SpiralFolder:
         return [EpisodePlan(self.task, "demo", first + n) for n in range(self.config.loop.demos)]
 
     def rollout_plan(self, number: int) -> list[EpisodePlan]:
-        """The rollouts of a round."""
+        """The rollouts of a round; those of round 0 are pi_1's."""
         first = self.first_seed("rollouts") + number * ROUND_SEEDS
-        return [EpisodePlan(self.task, "policy", first + n) for n in range(self.config.loop.rollouts)]
+        count = self.config.loop.rollouts if number else self.config.loop.first
+        return [EpisodePlan(self.task, "policy", first + n) for n in range(count)]
 
     def trial_plan(self, number: int) -> list[EpisodePlan]:
         """The scenes of a round that the deployed policy met without noise, for the candidate to try."""

@@ -3,7 +3,8 @@
 demos        uneven demonstrations of the scripted expert, scored
 bc           pi_1, cloned from all of them alike (1 in the paper's figure)
 offline      pi_2, cloned anew, weighted by the rewards: the frozen base of all that follows (2b)
-adapt        RM1 becomes RM2 by rollouts of pi_1, labelled once; the service takes it (2a)
+collect 0    rollouts of pi_1, with exploration
+adapt        RM1 becomes RM2 by these rollouts, labelled once; the service takes it (2a)
 collect K    rollouts of the deployed policy, with exploration, streamed to the service (3)
 relabel K    their progress, by the service
 update K     the correction, learned from everything so far; it makes a candidate
@@ -112,8 +113,10 @@ class SpiralRun:
             ("offline", partial(self._clone, "offline", weighted=True)),
             ("evaluate offline", partial(self.judge, "offline")),
         ]
+        found.append(("collect 0", partial(self._collect, 0)))
         if self.own_model and self.run.config.loop.adapt and self.run.reward == "service":
             found.append(("adapt", self._adapt))
+        found.append(("relabel 0", partial(self._relabel, 0)))
         for number in range(1, rounds + 1):
             between = None if number == rounds else self.run.config.loop.between
             found += [
@@ -156,17 +159,16 @@ class SpiralRun:
             stages.clone_policy(self.run, name, [self._load("demos")], weighted, tick)
 
     def _adapt(self) -> None:
-        run, folder = self.run, self.run.root / "adapt"
-        pilot = replace(self.policy("bc"), stream=True)
-        stages.collect(pilot, run.adapt_plan(), folder / "rollouts", self.workers, self.console)
-        stages.record_scripted(run.remember_plan(), folder / "remember", self.workers, self.console)
+        run = self.run
+        stages.record_scripted(run.remember_plan(), run.remember, self.workers, self.console)
         if not (run.reward_model / "report" / "adaptation.json").exists():
             stages.adapt_reward_model(run, self.console)
         patiently(self.client.reload, tell=self._say)
         self._score(run.demos, "demos again")
 
     def _collect(self, number: int) -> None:
-        pilot = replace(self.deployed(number - 1), explore=True, stream=self.run.rendered)
+        policy = self.deployed(number - 1) if number else self.policy("bc")
+        pilot = replace(policy, explore=True, stream=self.run.rendered)
         root = self.run.round(number) / "rollouts"
         stages.collect(pilot, self.run.rollout_plan(number), root, self.workers, self.console)
 
@@ -176,11 +178,9 @@ class SpiralRun:
             self.metrics.collected(number, collected(self.run, number))
 
     def _update(self, number: int) -> None:
-        run, data = self.run, [self._load("demos")]
-        for past in range(1, number + 1):
-            data.append(self._load(f"round{past}"))
-            if past < number:
-                data.append(self._load(f"trial{past}"))
+        run, tried = self.run, [f"trial{past}" for past in range(1, number)]
+        seen = ["demos", *(f"round{past}" for past in range(number + 1)), *tried]
+        data = [self._load(name) for name in seen]
         with self._bar(f"update, round {number}") as tick:
             if run.updater == "rabc":
                 stages.clone_policy(run, f"round{number}", data, True, tick)
@@ -256,7 +256,7 @@ class SpiralRun:
     def _load(self, name: str) -> stages.Data:
         """A dataset by the name of its features."""
         places = {"demos": self.run.demos}
-        for number in range(1, self.run.config.loop.rounds + 1):
+        for number in range(self.run.config.loop.rounds + 1):
             places[f"round{number}"] = self.run.round(number) / "rollouts"
             places[f"trial{number}"] = self.run.round(number) / "trial"
         pilot = self._pilot(self.run.policy("bc"), None)

@@ -101,8 +101,8 @@ def score(run: SpiralFolder, root: Path, scorer: EpisodeScorer, tick: Tick, say:
 
 def adapt_reward_model(run: SpiralFolder, console: Console) -> None:
     """RM1 becomes RM2, in a process of its own: this one never loads a reward model."""
-    command = [sys.executable, "-m", "sarm2_cli.main", "adapt", str(run.root / "adapt" / "rollouts")]
-    command += ["--training", str(run.root / "adapt" / "remember"), "--bundle", str(run.first_model)]
+    command = [sys.executable, "-m", "sarm2_cli.main", "adapt", str(run.round(0) / "rollouts")]
+    command += ["--training", str(run.remember), "--bundle", str(run.first_model)]
     command += ["--out", str(run.reward_model), "--seed", str(run.seed)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=ADAPT_TIMEOUT_S)  # noqa: S603  # ours
     if done.returncode != 0:

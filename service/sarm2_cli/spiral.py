@@ -120,8 +120,9 @@ def bc(
 ) -> None:
     """Begin a run: record and score demonstrations, clone pi_1 from them. The other commands go on from here.
 
-    Example: `sarm2 spiral bc --task hammer --out runs/hammer`, then `offline`, `adapt`, and for every round
-    `collect`, `relabel`, `update`, with the same `--out`; `sarm2 spiral run --resume` does all that is left.
+    Example: `sarm2 spiral bc --task hammer --out runs/hammer`, then, with the same `--out`: `offline`,
+    `collect`, `adapt`, `relabel`; then `collect`, `relabel` and `update` for every round, and `report`.
+    `sarm2 spiral run --resume` with the options of `bc` does all that is left.
     """
     from sarm2_rollouts.run_record import finished_stages
 
@@ -141,13 +142,13 @@ def offline(out: Out = RUNS, workers: Workers = 2, server: Server = None) -> Non
 
 @spiral.command()
 def adapt(out: Out = RUNS, workers: Workers = 2, server: Server = None) -> None:
-    """Collect rollouts of pi_1, label them, and adapt the run's reward model to them."""
+    """Adapt the run's reward model to the rollouts of pi_1, labelled once by the simulator."""
     one_step(out, workers, server, "adapt")
 
 
 @spiral.command()
 def collect(out: Out = RUNS, workers: Workers = 2, server: Server = None) -> None:
-    """Collect the next round's rollouts with the deployed policy, streaming them to the service."""
+    """Collect the next rollouts, streaming them to the service: pi_1's, then the deployed policy's."""
     one_step(out, workers, server, "collect")
 
 
@@ -211,10 +212,8 @@ def planned(
     from sarm2_spiral.progress import REWARDS
 
     config = spiral_config(preset)
-    if rounds is not None:
-        config = replace(config, loop=replace(config.loop, rounds=rounds))
-    if not adapt:
-        config = replace(config, loop=replace(config.loop, adapt=0))
+    loop = replace(config.loop, rounds=config.loop.rounds if rounds is None else rounds, adapt=adapt)
+    config = replace(config, loop=loop)
     (name,) = one_of("task", task, sorted(TASKS))
     (kind,) = one_of("policy", policy, ["image", "state"])
     (source,) = one_of("reward", reward, list(REWARDS))

@@ -26,7 +26,7 @@ pytestmark = pytest.mark.sim
 SMALL = SpiralConfig(
     replace(QUICK.policy, steps=40, width=32, batch=64),
     replace(QUICK.update, updates=20, critic_only=5, width=32, batch=32),
-    replace(QUICK.loop, demos=3, rounds=2, rollouts=3, trial=1, evaluation=2, between=1, longest=25),
+    replace(QUICK.loop, demos=3, first=2, rounds=2, rollouts=3, trial=1, evaluation=2, between=1, longest=25),
 )
 
 
@@ -70,7 +70,14 @@ def test_a_policy_that_looks_at_nothing_has_no_pictures_made(finished: SpiralRun
 def test_the_stages_one_by_one_come_to_the_same_weights(finished: SpiralRun, tmp_path: Path) -> None:
     run = a_run(tmp_path / "run")
     run.begin(resume=False)
-    for kind in ("demos", "bc", "offline", *("collect", "relabel", "update", "trial") * 2):
+    for kind in (
+        "demos",
+        "bc",
+        "offline",
+        "collect",
+        "relabel",
+        *("collect", "relabel", "update", "trial") * 2,
+    ):
         run.step(kind)
     assert weights(tmp_path / "run") == weights(finished.run.root)
 
@@ -98,7 +105,7 @@ def test_a_run_that_stops_in_any_stage_goes_on_to_the_same_weights(
     while "report" not in finished_stages(tmp_path / "run"):
         with suppress(StoppedError):
             a_run(tmp_path / "run").start(resume=True)
-    assert len(broken) == 11
+    assert len(broken) == 12
     assert weights(tmp_path / "run") == weights(finished.run.root)
 
 
