@@ -32,9 +32,14 @@ def evaluate(
 
 def success_rate(path: Path, plan: Sequence[EpisodePlan]) -> Rate:
     """The successes in a file, of the scenes of a plan."""
-    wanted = {entry.seed for entry in plan}
-    rows = {row["seed"]: row["success"] for row in _rows(path) if row["seed"] in wanted}
-    return Rate(sum(rows.values()), len(rows))
+    found = verdicts(path, plan)
+    return Rate(sum(found), len(found))
+
+
+def verdicts(path: Path, plan: Sequence[EpisodePlan]) -> list[bool]:
+    """Whether each scene of a plan was a success, in the plan's order; scenes that are not there left out."""
+    rows = {row["seed"]: bool(row["success"]) for row in _rows(path)}
+    return [rows[entry.seed] for entry in plan if entry.seed in rows]
 
 
 def _rows(path: Path) -> Iterator[dict[str, int]]:

@@ -63,6 +63,8 @@ class Collected:
         """Plain numbers."""
         return {
             "rollouts": len(self.curves),
+            "finals": [round(float(curve_T[-1]), 4) for curve_T in self.curves],
+            "successes": self.successes,
             "final_progress": self.final_progress,
             "success": self.success,
             "success_auc": self.auc,

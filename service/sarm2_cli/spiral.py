@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TypeAlias
 
 import typer
+from rich.console import Console
 
 from sarm2_cli.scoring import Bundle, Server, served
 from sarm2_client.client import RewardClient
-from sarm2_client.errors import Conflict
+from sarm2_client.errors import Conflict, InvalidInput
 
 if TYPE_CHECKING:
     from sarm2_spiral.folder import SpiralFolder
@@ -183,6 +184,51 @@ def evaluate(
 def report(out: Out = RUNS, workers: Workers = 2, server: Server = None) -> None:
     """Write the report of a run whose rounds are done: success, curves, advantages, films."""
     one_step(out, workers, server, "report")
+
+
+@spiral.command()
+def compare(
+    seeds: Annotated[str, typer.Option(help="Training seeds, separated by commas.")] = "0,1,2",
+    only: Annotated[
+        list[str] | None,
+        typer.Option(help="TASK, TASK/POLICY or TASK/POLICY/ARM to run; again for more. All by default."),
+    ] = None,
+    preset: Preset = "metaworld",
+    out: Out = Path("runs/spiral_comparison"),
+    workers: Workers = 2,
+    bundle: Bundle = None,
+) -> None:
+    """Every bar and every control in one table: days of one robot, hours of two cores.
+
+    Example: `sarm2 spiral compare --seeds 0 --only hammer/state --out runs/controls`
+
+    Arms: `spiral` (the loop), `rm1` (without adaptation), `ra-bc` (reward-weighted cloning), `uniform`
+    (no reward), `linear`, `success`, `true`. Stop it at any time; the same command goes on. The report,
+    `OUT/report/spiral.{json,md}`, is written anew after every run.
+    """
+    from rich.markdown import Markdown
+
+    from sarm2_cli.benchmark import whole_numbers
+    from sarm2_spiral.comparison.cells import cells
+    from sarm2_spiral.comparison.run import Comparison
+    from sarm2_spiral.config import spiral_config
+
+    chosen = [cell for cell in cells() if not only or any(f"{cell.name}/".startswith(f"{o}/") for o in only)]
+    if not chosen:
+        known = ", ".join(cell.name for cell in cells())
+        raise InvalidInput(f"--only {only}: there is no such run; known: {known}", field="only")
+    console = Console()
+    comparison = Comparison(
+        out,
+        spiral_config(preset),
+        whole_numbers("seeds", seeds),
+        lambda folder: reaching(folder, None, bundle, workers),
+        chosen,
+        console,
+    )
+    report = comparison.start()
+    console.print(Markdown((report / "spiral.md").read_text()))
+    typer.echo(f"numbers and tables in {report}")
 
 
 def one_step(out: Path, workers: int, server: str | None, *kinds: str) -> None:

@@ -9,30 +9,24 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from rich.console import Console
 
 from sarm2_client.client import RewardClient
 from sarm2_client.errors import Conflict, NotFound
 from sarm2_rollouts.lerobot_reader import open_dataset
 from sarm2_rollouts.run_record import finished_stages
 from sarm2_spiral import stages
-from sarm2_spiral.config import QUICK, SpiralConfig
+from sarm2_spiral.config import SpiralConfig
 from sarm2_spiral.folder import SpiralFolder
 from sarm2_spiral.progress import Reward
 from sarm2_spiral.run import SpiralRun
+from spiral.small_run import SMALL, quiet_run
 
 pytestmark = pytest.mark.sim
-
-SMALL = SpiralConfig(
-    replace(QUICK.policy, steps=40, width=32, batch=64),
-    replace(QUICK.update, updates=20, critic_only=5, width=32, batch=32),
-    replace(QUICK.loop, demos=3, first=2, rounds=2, rollouts=3, trial=1, evaluation=2, between=1, longest=25),
-)
 
 
 def a_run(root: Path, reward: Reward = "true", config: SpiralConfig = SMALL) -> SpiralRun:
     folder = SpiralFolder(root, "drawer-open", "state", 7, config, reward)
-    return SpiralRun(folder, RewardClient(), "127.0.0.1", 0, workers=0, console=Console(quiet=True))
+    return quiet_run(folder, RewardClient())
 
 
 def weights(root: Path) -> dict[str, bytes]:

@@ -1,0 +1,87 @@
+"""What the loop has to reach, and whether it does."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from sarm2_spiral.comparison.cells import MAIN
+from sarm2_spiral.report import rank_auc
+from sarm2_spiral.wilson import Rate
+
+Verdicts = npt.NDArray[np.bool_]
+"""Whether each evaluation episode succeeded, scenes of all seeds in one order."""
+
+SUCCESS = {"hammer": 0.85, "drawer-open": 0.85, "bin-picking": 0.70, "pick-place": 0.75}
+AUC = 0.95
+WHOLE_MINUTES, QUICK_MINUTES = 60.0, 10.0
+RESAMPLES = 2000
+
+
+@dataclass(frozen=True)
+class Bar:
+    """A number with its 95 % interval, what it has to reach, and whether it does."""
+
+    value: float
+    low: float
+    high: float
+    bar: float
+    rule: str
+    met: bool
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain numbers."""
+        return dict(vars(self))
+
+
+def success_bar(task: str, final: Rate, uniform: Rate) -> Bar:
+    """Success after the last round: its lower bound counts, and must lie above the control's upper bound."""
+    bar = SUCCESS[task]
+    rule = f"lower bound at least {bar:.0%}, and above {uniform.high:.1%}, the uniform control's upper bound"
+    met = final.low >= bar and final.low > uniform.high
+    return Bar(final.value, final.low, final.high, bar, rule, met)
+
+
+def loop_bar(offline: Mapping[str, Verdicts], final: Mapping[str, Verdicts]) -> Bar:
+    """What the loop adds to the offline update: the mean over the tasks, a bootstrap over their scenes."""
+    rng = np.random.default_rng(0)
+    gains = [final[task].astype(float) - offline[task] for task, _ in MAIN]
+    drawn = [[rng.choice(gain_N, len(gain_N)).mean() for gain_N in gains] for _ in range(RESAMPLES)]
+    low, high = np.quantile(np.mean(drawn, axis=1), (0.025, 0.975))
+    value = float(np.mean([gain_N.mean() for gain_N in gains]))
+    return Bar(value, float(low), float(high), 0.0, "above 0: the loop is better than 2b alone", value > 0)
+
+
+def auc_bar(finals: Mapping[str, Sequence[float]], successes: Mapping[str, Sequence[bool]]) -> Bar | None:
+    """ROC-AUC of final progress against success, rollouts of the last round: the mean over the tasks that
+    have both kinds. None where no task has."""
+    rng = np.random.default_rng(0)
+    tasks = [task for task in finals if rank_auc(finals[task], successes[task]) is not None]
+    if not tasks:
+        return None
+    pairs = [(np.asarray(finals[task]), np.asarray(successes[task])) for task in tasks]
+    value = float(np.mean([_auc(*pair) for pair in pairs]))
+    samples = []
+    for _ in range(RESAMPLES // 4):
+        found = []
+        for final_N, success_N in pairs:
+            drawn_N = rng.integers(len(final_N), size=len(final_N))
+            found.append(_auc(final_N[drawn_N], success_N[drawn_N]))
+        samples.append(float(np.nanmean(found)) if not np.isnan(found).all() else math.nan)
+    low, high = np.nanquantile(samples, (0.025, 0.975))
+    return Bar(value, float(low), float(high), AUC, f"at least {AUC}", value >= AUC)
+
+
+def minutes_bar(minutes: float, bar: float) -> Bar:
+    """How long a whole run took."""
+    return Bar(minutes, minutes, minutes, bar, f"at most {bar:.0f} minutes", minutes <= bar)
+
+
+def _auc(final_N: npt.NDArray[np.float64], success_N: Verdicts) -> float:
+    found = rank_auc(final_N.tolist(), success_N.tolist())
+    return math.nan if found is None else found

@@ -1,0 +1,88 @@
+"""Which runs are compared, and with how many demonstrations each starts: fixed before any of them runs.
+
+Four tasks carry the bars. Each has a control without any reward (`uniform`: everything that was collected is
+cloned alike), and the state policies of two tasks have every other control too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import MappingProxyType
+from typing import Literal, TypeAlias
+
+from sarm2_spiral.config import PolicyKind, SpiralConfig
+from sarm2_spiral.folder import SpiralFolder, Updater
+from sarm2_spiral.progress import Reward
+
+Arm: TypeAlias = Literal["spiral", "rm1", "ra-bc", "uniform", "linear", "success", "true"]
+
+ARMS: MappingProxyType[Arm, tuple[Reward, Updater, bool, str]] = MappingProxyType(
+    {
+        "spiral": ("service", "residual", True, "the whole loop: rewards of the adapted reward model"),
+        "rm1": ("service", "residual", False, "the same without adaptation"),
+        "ra-bc": ("service", "rabc", True, "reward-weighted cloning in place of the residual update"),
+        "uniform": ("uniform", "rabc", False, "no reward: demonstrations and rollouts cloned alike"),
+        "linear": ("linear", "residual", False, "the clock as progress"),
+        "success": ("success", "residual", False, "the simulator's verdict at the end alone"),
+        "true": ("true", "residual", False, "the simulator's own progress: an upper bound"),
+    }
+)
+"""Reward, updater, adaptation, and what the arm is."""
+
+DEMOS: MappingProxyType[tuple[str, PolicyKind], int] = MappingProxyType(
+    {
+        ("hammer", "image"): 12,
+        ("drawer-open", "image"): 10,
+        ("bin-picking", "state"): 25,
+        ("pick-place", "state"): 16,
+        ("pick-place", "image"): 25,
+        ("hammer", "state"): 12,
+    }
+)
+"""Uneven demonstrations, so many that pi_1 succeeds in 40 to 65 % of the scenes."""
+
+MAIN: tuple[tuple[str, PolicyKind], ...] = (
+    ("hammer", "image"),
+    ("drawer-open", "image"),
+    ("bin-picking", "state"),
+    ("pick-place", "state"),
+)
+"""What the bars are about."""
+
+CONTROLLED: tuple[tuple[str, PolicyKind], ...] = (("hammer", "state"), ("pick-place", "state"))
+"""What every control is run on."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run of the comparison, at any seed."""
+
+    task: str
+    kind: PolicyKind
+    arm: Arm
+
+    @property
+    def name(self) -> str:
+        """Its name in folders and tables."""
+        return f"{self.task}/{self.kind}/{self.arm}"
+
+    def folder(self, root: Path, seed: int, base: SpiralConfig) -> SpiralFolder:
+        """Its run at a seed, with the settings of a preset and its own number of demonstrations."""
+        reward, updater, adapt, _ = ARMS[self.arm]
+        demos = min(DEMOS[self.task, self.kind], base.loop.demos)
+        config = replace(base, loop=replace(base.loop, demos=demos, adapt=adapt))
+        place = root / self.name / f"seed{seed}"
+        return SpiralFolder(place, self.task, self.kind, seed, config, reward, updater)
+
+
+def cells() -> Iterator[Cell]:
+    """All of them. Of each task and kind of policy `spiral` comes first: the others start from its work."""
+    for task, kind in DEMOS:
+        yield Cell(task, kind, "spiral")
+        controls = [arm for arm in ARMS if arm != "spiral"]
+        if (task, kind) in CONTROLLED:
+            yield from (Cell(task, kind, arm) for arm in controls)
+        elif (task, kind) in MAIN:
+            yield Cell(task, kind, "uniform")

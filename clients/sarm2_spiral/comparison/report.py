@@ -1,0 +1,205 @@
+"""The comparison as spiral.json and spiral.md: bars first, then every run, then where the gain comes from."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from sarm2_rollouts.run_record import finished_stages
+from sarm2_spiral.comparison.bars import (
+    QUICK_MINUTES,
+    WHOLE_MINUTES,
+    Bar,
+    Verdicts,
+    auc_bar,
+    loop_bar,
+    minutes_bar,
+    success_bar,
+)
+from sarm2_spiral.comparison.cells import ARMS, MAIN, Cell
+from sarm2_spiral.config import SpiralConfig
+from sarm2_spiral.evaluation import success_rate, verdicts
+from sarm2_spiral.folder import SpiralFolder
+from sarm2_spiral.wilson import Rate
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a cell came to, over the seeds that are finished.
+
+    Attributes:
+        success: by policy (`bc`, `offline`, `round1`, ...), all seeds together.
+        offline, final: verdict of every evaluation episode, of pi_2 and of what stood after the last round.
+        finals, successes: of the last round's rollouts, progress at the end and the simulator's verdict.
+        deployed: rounds whose candidate was deployed, of how many.
+        minutes: the longest run's.
+    """
+
+    seeds: int
+    success: Mapping[str, Rate]
+    offline: Verdicts
+    final: Verdicts
+    finals: tuple[float, ...]
+    successes: tuple[bool, ...]
+    deployed: tuple[int, int]
+    minutes: float
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain numbers."""
+        return {
+            "seeds": self.seeds,
+            "success": {name: rate.as_json() for name, rate in self.success.items()},
+            "deployed": list(self.deployed),
+            "minutes": self.minutes,
+        }
+
+
+def write_comparison(root: Path, cells: Iterable[Cell], seeds: Sequence[int], config: SpiralConfig) -> Path:
+    """Write the report of all runs that are finished, to `root`/report, which is returned."""
+    outcomes = {}
+    for cell in cells:
+        done = [f for s in seeds if (f := cell.folder(root, s, config)) and _finished(f)]
+        if done:
+            outcomes[cell] = outcome(done)
+    held = bars(outcomes, _quick_minutes(root))
+    content = {
+        "settings": {"seeds": list(seeds), "config": asdict(config)},
+        "machine": {
+            "processor": platform.machine(),
+            "cores": os.cpu_count(),
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+        },
+        "bars": {name: bar.as_json() for name, bar in held.items()},
+        "cells": {cell.name: found.as_json() for cell, found in outcomes.items()},
+    }
+    report = root / "report"
+    report.mkdir(parents=True, exist_ok=True)
+    (report / "spiral.json").write_text(json.dumps(content, indent=1) + "\n")
+    (report / "spiral.md").write_text(markdown(held, outcomes, config))
+    return report
+
+
+def outcome(folders: Sequence[SpiralFolder]) -> Outcome:
+    """What the runs of a cell came to."""
+    loop = folders[0].config.loop
+    names = ["bc", "offline", *(f"round{number}" for number in range(1, loop.rounds + 1))]
+    success = {name: sum((_rate(one, name) for one in folders), Rate(0, 0)) for name in names}
+    ends: list[dict[str, Any]] = []
+    decisions: list[bool] = []
+    for one in folders:
+        report = json.loads((one.report / "report.json").read_text())
+        decisions += [bool(row["deployed"]) for row in report["rounds"]]
+        ends += report["rounds"][-1:]
+    return Outcome(
+        seeds=len(folders),
+        success=success,
+        offline=_verdicts(folders, "offline"),
+        final=_verdicts(folders, names[-1]),
+        finals=tuple(value for row in ends for value in row["finals"]),
+        successes=tuple(value for row in ends for value in row["successes"]),
+        deployed=(sum(decisions), len(decisions)),
+        minutes=max(sum(finished_stages(one.root).values()) for one in folders) / 60,
+    )
+
+
+def bars(outcomes: Mapping[Cell, Outcome], quick_minutes: float | None) -> dict[str, Bar]:
+    """Every bar whose runs are there."""
+    held: dict[str, Bar] = {}
+    main = {task: outcomes.get(Cell(task, kind, "spiral")) for task, kind in MAIN}
+    for task, kind in MAIN:
+        found, control = main[task], outcomes.get(Cell(task, kind, "uniform"))
+        if found is not None and control is not None:
+            held[task] = success_bar(task, _last(found), _last(control))
+    known = {task: found for task, found in main.items() if found is not None}
+    if len(known) == len(MAIN):
+        offline, final = ({task: getattr(one, which) for task, one in known.items()} for which in BOTH)
+        held["loop_gain"] = loop_bar(offline, final)
+    finals = {task: found.finals for task, found in known.items()}
+    auc = auc_bar(finals, {task: found.successes for task, found in known.items()})
+    if auc is not None:
+        held["success_auc"] = auc
+    hammer = main["hammer"]
+    if hammer is not None:
+        held["hammer_minutes"] = minutes_bar(hammer.minutes, WHOLE_MINUTES)
+    if quick_minutes is not None:
+        held["quick_minutes"] = minutes_bar(quick_minutes, QUICK_MINUTES)
+    return held
+
+
+BOTH = ("offline", "final")
+
+
+def markdown(held: Mapping[str, Bar], outcomes: Mapping[Cell, Outcome], config: SpiralConfig) -> str:
+    """The report in words and tables."""
+    rounds = [f"round{number}" for number in range(1, config.loop.rounds + 1)]
+    steps = ["bc", "offline", *rounds]
+    lines = ["# SPIRAL beside its controls", "", _verdict(held), "", "## Bars", ""]
+    lines += ["| | value | 95 % interval | rule | met |", "|---|---|---|---|---|"]
+    lines += [
+        f"| {name} | {bar.value:.3f} | {bar.low:.3f} to {bar.high:.3f} | {bar.rule} | "
+        f"{'yes' if bar.met else '**no**'} |"
+        for name, bar in held.items()
+    ]
+    lines += ["", "## Success, all seeds together", ""]
+    lines += [f"| run | demos | {' | '.join(steps)} | deployed | seeds |", "|---" * (len(steps) + 4) + "|"]
+    for cell, found in outcomes.items():
+        demos = cell.folder(Path(), 0, config).config.loop.demos
+        shown = " | ".join(_shown(found.success[step]) for step in steps)
+        lines.append(f"| {cell.name} | {demos} | {shown} | {_of(found.deployed)} | {found.seeds} |")
+    lines += ["", "Arms:", ""]
+    lines += [f"- `{arm}`: {about}" for arm, (_, _, _, about) in ARMS.items()]
+    lines += ["", "## Where the gain comes from", ""]
+    lines += ["| run | re-weighting (2b less pi_1) | the loop (last round less 2b) |", "|---|---|---|"]
+    for cell, found in outcomes.items():
+        first, second, last = (found.success[name].value for name in ("bc", "offline", steps[-1]))
+        lines.append(
+            f"| {cell.name} | {100 * (second - first):+.1f} points | {100 * (last - second):+.1f} points |"
+        )
+    return "\n".join([*lines, ""])
+
+
+def _verdict(held: Mapping[str, Bar]) -> str:
+    missed = [name for name, bar in held.items() if not bar.met]
+    if not held:
+        return "No run that a bar is about is finished yet."
+    return f"All {len(held)} bars are met." if not missed else f"Missed: {', '.join(missed)}."
+
+
+def _shown(rate: Rate) -> str:
+    return f"{rate.value:.1%} ({rate.low:.1%} to {rate.high:.1%})" if rate.trials else ""
+
+
+def _of(counts: tuple[int, int]) -> str:
+    return f"{counts[0]} of {counts[1]}"
+
+
+def _last(found: Outcome) -> Rate:
+    return list(found.success.values())[-1]
+
+
+def _finished(folder: SpiralFolder) -> bool:
+    return "report" in finished_stages(folder.root)
+
+
+def _rate(folder: SpiralFolder, name: str) -> Rate:
+    return success_rate(folder.evaluation(name), folder.evaluation_plan(folder.config.loop.evaluation))
+
+
+def _verdicts(folders: Sequence[SpiralFolder], name: str) -> Verdicts:
+    plans = ((one, one.evaluation_plan(one.config.loop.evaluation)) for one in folders)
+    return np.array([v for one, plan in plans for v in verdicts(one.evaluation(name), plan)], dtype=bool)
+
+
+def _quick_minutes(root: Path) -> float | None:
+    folder = Cell("hammer", "image", "spiral")
+    seconds = finished_stages(root / "quick" / folder.name / "seed0")
+    return sum(seconds.values()) / 60 if "report" in seconds else None

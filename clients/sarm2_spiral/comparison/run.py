@@ -1,0 +1,107 @@
+"""Every run of the comparison, one after the other; what is finished is never done twice.
+
+Runs of the same task, kind of policy and seed begin alike, and what they share is made once: demonstrations,
+pi_1, how often it succeeds, its rollouts; for those with the service's rewards pi_2 too, and the adapted
+reward model.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TypeAlias
+
+from rich.console import Console
+
+from sarm2_rollouts.run_record import finished_stages
+from sarm2_spiral.comparison.cells import Cell, cells
+from sarm2_spiral.comparison.report import write_comparison
+from sarm2_spiral.config import QUICK, SpiralConfig
+from sarm2_spiral.folder import SpiralFolder
+from sarm2_spiral.run import SpiralRun
+
+Reach: TypeAlias = Callable[[SpiralFolder], AbstractContextManager[SpiralRun]]
+"""Starts what a run needs, a service say, and ends it afterwards."""
+
+SHARED = ("demos", "policies/bc.safetensors", "evaluations/bc.jsonl", "features/demos.npy")
+SHARED_BY_REWARD = (
+    "policies/offline.safetensors",
+    "evaluations/offline.jsonl",
+    "rounds/0",
+    "features/round0.npy",
+)
+SHARED_BY_MODEL = ("remember", "first_model", "reward_model")
+
+
+@dataclass
+class Comparison:
+    """A comparison that can be started, killed and gone on with.
+
+    Args:
+        root: its folder.
+        config: the preset of every run.
+        seeds: of training.
+        reach: how a run reaches its service.
+        chosen: which runs; all of them by default.
+        console: where titles go.
+    """
+
+    root: Path
+    config: SpiralConfig
+    seeds: Sequence[int]
+    reach: Reach
+    chosen: Sequence[Cell] = field(default_factory=lambda: tuple(cells()))
+    console: Console = field(default_factory=Console)
+
+    def start(self) -> Path:
+        """Do every run that is not done, write the report after each, and return its folder."""
+        whole = Cell("hammer", "image", "spiral")
+        if whole in self.chosen:
+            self._fly("quick", whole.folder(self.root / "quick", 0, QUICK))
+        for seed in self.seeds:
+            for cell in self.chosen:
+                folder = cell.folder(self.root, seed, self.config)
+                if not folder.root.exists() and cell.arm != "spiral":
+                    first = Cell(cell.task, cell.kind, "spiral").folder(self.root, seed, self.config)
+                    inherit(folder, first)
+                self._fly(f"{cell.name}, seed {seed}", folder)
+                self.write()
+        return self.write()
+
+    def write(self) -> Path:
+        """The report of what is finished so far."""
+        return write_comparison(self.root, self.chosen, self.seeds, self.config)
+
+    def _fly(self, title: str, folder: SpiralFolder) -> None:
+        if "report" in finished_stages(folder.root):
+            return
+        self.console.rule(f"[bold]{title}", align="left")
+        with self.reach(folder) as run:
+            run.start(resume=True)
+
+
+def inherit(folder: SpiralFolder, first: SpiralFolder) -> None:
+    """Copy from a finished run what this one would make just the same; nothing where there is none.
+
+    The folder appears when all of it is copied.
+    """
+    if "report" not in finished_stages(first.root):
+        return
+    names = [*SHARED]
+    if folder.reward == first.reward:
+        names += SHARED_BY_REWARD
+        if folder.config.loop.adapt == first.config.loop.adapt:
+            names += SHARED_BY_MODEL
+    fresh = folder.root.with_name(f".{folder.root.name}.new")
+    shutil.rmtree(fresh, ignore_errors=True)
+    for name in names:
+        source, place = first.root / name, fresh / name
+        place.parent.mkdir(parents=True, exist_ok=True)
+        if source.is_dir():
+            shutil.copytree(source, place)
+        elif source.exists():
+            shutil.copyfile(source, place)
+    fresh.replace(folder.root)

@@ -1,0 +1,114 @@
+"""The comparison's runs on the real simulator, small, and its bars on verdicts that are known."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from sarm2_client.client import RewardClient
+from sarm2_rollouts.run_record import finished_stages
+from sarm2_spiral.comparison.bars import auc_bar, loop_bar, minutes_bar, success_bar
+from sarm2_spiral.comparison.cells import CONTROLLED, DEMOS, MAIN, Cell, cells
+from sarm2_spiral.comparison.run import Comparison, inherit
+from sarm2_spiral.config import METAWORLD
+from sarm2_spiral.folder import SpiralFolder
+from sarm2_spiral.run import SpiralRun
+from sarm2_spiral.wilson import Rate
+from spiral.small_run import SMALL, quiet_run
+
+
+@contextmanager
+def reach(folder: SpiralFolder) -> Iterator[SpiralRun]:
+    with RewardClient() as client:
+        yield quiet_run(folder, client)
+
+
+def test_every_bar_has_its_run_its_control_and_its_demonstrations() -> None:
+    found = list(cells())
+    assert len(found) == len(set(found))
+    for task, kind in MAIN:
+        assert {Cell(task, kind, "spiral"), Cell(task, kind, "uniform")} <= set(found)
+    for task, kind in CONTROLLED:
+        assert len([cell for cell in found if (cell.task, cell.kind) == (task, kind)]) == 7
+    for cell in found:
+        run = cell.folder(Path("out"), 2, METAWORLD)
+        assert run.config.loop.demos == DEMOS[cell.task, cell.kind]
+        assert run.root == Path("out") / cell.name / "seed2"
+
+
+@pytest.mark.sim
+def test_controls_begin_alike_are_reported_and_never_done_twice(tmp_path: Path) -> None:
+    chosen = [Cell("hammer", "state", "true"), Cell("hammer", "state", "linear")]
+    config = replace(SMALL, loop=replace(SMALL.loop, rounds=1))
+    comparison = Comparison(tmp_path, config, (3,), reach, chosen, Console(quiet=True))
+    report = comparison.start()
+    first, second = (cell.folder(tmp_path, 3, config) for cell in chosen)
+    assert first.policy("bc").read_bytes() == second.policy("bc").read_bytes()
+    found = json.loads((report / "spiral.json").read_text())
+    assert list(found["cells"]) == ["hammer/state/true", "hammer/state/linear"]
+    assert found["cells"]["hammer/state/true"]["success"]["round1"]["n"] == config.loop.evaluation
+    assert found["bars"] == {}
+    assert "hammer/state/linear" in (report / "spiral.md").read_text()
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.safetensors")}
+    comparison.start()
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.safetensors")} == before
+
+
+@pytest.mark.sim
+def test_a_run_inherits_what_it_would_make_just_the_same(tmp_path: Path) -> None:
+    config = replace(SMALL, loop=replace(SMALL.loop, rounds=1))
+    first = Cell("hammer", "state", "true").folder(tmp_path / "first", 3, config)
+    linear = Cell("hammer", "state", "linear")
+    heir, alone = (linear.folder(tmp_path / name, 3, config) for name in ("heir", "alone"))
+    inherit(heir, first)
+    assert not heir.root.exists(), "there was nothing to inherit"
+    for folder in (first, alone):
+        with reach(folder) as run:
+            run.start(resume=False)
+    inherit(heir, first)
+    assert finished_stages(heir.root) == {}
+    with reach(heir) as run:
+        run.start(resume=True)
+    for name in ("policies/bc.safetensors", "policies/offline.safetensors", "rounds/1/learner.safetensors"):
+        assert (heir.root / name).read_bytes() == (alone.root / name).read_bytes()
+
+
+# --- bars ----------------------------------------------------------------------------------------------
+
+
+def test_success_must_clear_the_bar_and_the_control_with_its_lower_bound() -> None:
+    assert success_bar("hammer", Rate(285, 300), Rate(180, 300)).met
+    assert not success_bar("hammer", Rate(262, 300), Rate(180, 300)).met, "87 %, but its lower bound is 83 %"
+    assert not success_bar("bin-picking", Rate(240, 300), Rate(230, 300)).met, "not above the control"
+
+
+def test_the_loop_gain_is_the_mean_over_tasks_with_a_paired_interval() -> None:
+    half = np.arange(100) % 2 == 0
+    offline = {task: half for task, _ in MAIN}
+    final = {task: np.ones(100, bool) if task == "hammer" else half for task, _ in MAIN}
+    bar = loop_bar(offline, final)
+    assert bar.value == pytest.approx(0.125)
+    assert 0.08 < bar.low < bar.value < bar.high < 0.17
+    assert bar.met
+    assert not loop_bar(final, offline).met
+
+
+def test_the_auc_leaves_out_tasks_without_failures() -> None:
+    finals = {"hammer": [0.9, 1.0, 0.2, 0.3] * 10, "pick-place": [1.0] * 10}
+    successes = {"hammer": [True, True, False, False] * 10, "pick-place": [True] * 10}
+    bar = auc_bar(finals, successes)
+    assert bar is not None
+    assert (bar.value, bar.met) == (1.0, True)
+    assert auc_bar({"pick-place": [1.0]}, {"pick-place": [True]}) is None
+
+
+def test_minutes_are_held_against_their_bar() -> None:
+    assert minutes_bar(59.0, 60.0).met
+    assert not minutes_bar(61.0, 60.0).met
