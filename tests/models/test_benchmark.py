@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -32,6 +33,7 @@ from sarm2_models.benchmark.plan import TASKS, UNSEEN, make_benchmark
 from sarm2_models.benchmark.probe import r2
 from sarm2_models.benchmark.run import BenchmarkRun
 from sarm2_models.benchmark.single_task import StageProgress, stage_starts, stage_targets
+from sarm2_models.benchmark.table import Tables, verdict
 from sarm2_models.config import preset
 from sarm2_models.estimate import Estimate, ratio
 from sarm2_models.train.layout import RunFolder
@@ -194,6 +196,24 @@ def test_a_bar_is_held_by_its_value_its_far_end_or_its_interval() -> None:
     assert Bar(estimate, "contains", 0.55).met
     assert not Bar(estimate, "contains", 0.65).met
     assert Bar(Estimate(None, None, None, 0), "at most", 1.0).met is None
+
+
+def test_the_report_begins_with_what_is_missed_and_what_brings_nothing() -> None:
+    good, bad = (
+        Bar(Estimate(0.5, 0.4, 0.6, 9), "at most", 0.5),
+        Bar(Estimate(0.5, 0.4, 0.6, 9), "at most", 0.4),
+    )
+    smaller, same = Estimate(0.8, 0.7, 0.9, 9), Estimate(1.0, 0.9, 1.1, 9)
+    over = {
+        "sarm2_no_stage": {"demo_mse": same, "rollout_mse": same},
+        "sarm2_no_multigate": {"demo_mse": same, "rollout_mse": smaller},
+    }
+    tables = Tables({}, {}, over, {}, {"ece": good, "jitter": bad}, {}, {})
+    said = verdict(tables)
+    assert said.startswith("> Missed: jitter.")
+    assert "stage estimator bring" in said
+    assert "multi-gate" not in said
+    assert verdict(replace(tables, over={}, bars={"ece": good})) == "> Every bar is reached."
 
 
 def test_probe_r2_is_taken_over_the_axes_that_move() -> None:

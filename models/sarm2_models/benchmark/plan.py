@@ -33,7 +33,7 @@ SEEDS = (0, 1, 2)
 FULL = TrainPlan(
     name="benchmark",
     episodes={
-        "train": Episodes(demo=50, clean_demo=4, perturbed=45, random=4),
+        "train": Episodes(demo=50, clean_demo=4, perturbed=45, random=8),
         "calibration": Episodes(demo=8, clean_demo=2, perturbed=10, random=1),
         "test": Episodes(demo=20, clean_demo=20, perturbed=20, random=5),
     },

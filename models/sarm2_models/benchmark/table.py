@@ -32,6 +32,9 @@ PARTS = {
 """Ablations, and what they are without."""
 
 
+SMALLER = "smaller beyond the interval"
+
+
 @dataclass(frozen=True)
 class Tables:
     """Everything that is shown.
@@ -62,6 +65,7 @@ def markdown(tables: Tables, about: str) -> str:
     named = {name: row for name, row in tables.measured.items() if STAGES[0] in row}
     parts = [
         "# Benchmark",
+        verdict(tables),
         about,
         "Values are means over the training seeds; intervals are 95 % bootstraps over episodes.",
         "## What is reached",
@@ -96,6 +100,21 @@ def markdown(tables: Tables, about: str) -> str:
     return "\n\n".join(parts) + "\n"
 
 
+def verdict(tables: Tables) -> str:
+    """What a reader has to know first: which bars are missed, and which parts bring nothing to progress."""
+    missed = [name for name, bar in tables.bars.items() if bar.met is False]
+    lines = [f"Missed: {', '.join(missed)}." if missed else "Every bar is reached."]
+    idle = [
+        part
+        for name, part in PARTS.items()
+        if name in tables.over and not any(_verdict(tables.over[name][m]) == SMALLER for m in RATIOS)
+    ]
+    if idle:
+        parts = " and ".join(idle).capitalize()
+        lines.append(f"{parts} bring nothing to progress beyond the interval: the curve is as good without.")
+    return "\n>\n".join(f"> {line}" for line in lines)
+
+
 def worth(over: Table) -> str:
     """For each part whether SARM2's error with it is smaller beyond the interval, larger, or neither."""
     lines = []
@@ -122,7 +141,7 @@ def _verdict(error: Estimate) -> str:
     if error.low is None or error.high is None:
         return "not known"
     if error.high < 1:
-        return "smaller beyond the interval"
+        return SMALLER
     return "larger beyond the interval" if error.low > 1 else "no difference beyond the interval"
 
 
