@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -20,7 +23,9 @@ from sarm2_cli.scoring import (
     reached,
     with_names,
 )
-from sarm2_rollouts.episode_scorer import ServiceScorer
+from sarm2_client.errors import InvalidInput
+from sarm2_client.wire import EpisodeSource
+from sarm2_rollouts.episode_scorer import EpisodeScorer, ServiceScorer
 from sarm2_rollouts.lerobot_reader import open_dataset
 
 
@@ -43,6 +48,9 @@ def relabel(
     camera: Cameras = None,
     task: Instruction = None,
     source: Source = None,
+    in_process: Annotated[
+        bool, typer.Option("--in-process", help="Score in this process, without starting a service.")
+    ] = False,
     skip_failed: Annotated[
         bool,
         typer.Option(
@@ -67,11 +75,14 @@ def relabel(
 
     episodes, names, console = open_dataset(dataset), camera_names(camera or []), Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with reached(server, bundle) as client, Progress(*columns, console=console) as progress:
+    with (
+        scorer_at(server, bundle, source, in_process=in_process) as scorer,
+        Progress(*columns, console=console) as progress,
+    ):
         bar = progress.add_task("episodes", total=len(episodes))
         done = write_labels(
             episodes,
-            ServiceScorer(client, source),
+            scorer,
             chunk=chunk,
             kappa=kappa,
             skip_failed=skip_failed,
@@ -89,3 +100,20 @@ def relabel(
     table.add_row("full weight", f"{done.full:.1%} of the frames")
     table.add_row("weight 0", f"{done.none:.1%}")
     Console().print(table)
+
+
+@contextmanager
+def scorer_at(
+    server: str | None, bundle: Path | None, source: EpisodeSource | None, *, in_process: bool
+) -> Iterator[EpisodeScorer]:
+    """What scores: a running service, one of our own, or a model in this process."""
+    if not in_process:
+        with reached(server, bundle) as client:
+            yield ServiceScorer(client, source)
+        return
+    from sarm2_models.checkpoint import default_bundle, load_bundle
+    from sarm2_models.model_scorer import ModelScorer
+
+    if server is not None:
+        raise InvalidInput("--in-process and --server exclude each other", field="in_process")
+    yield ModelScorer(load_bundle(bundle or default_bundle()), source)
