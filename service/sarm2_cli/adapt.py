@@ -27,6 +27,13 @@ def adapt(
     count: Annotated[
         int | None, typer.Option(min=1, help="Learn from the first so many rollouts alone.")
     ] = None,
+    labels: Annotated[
+        str,
+        typer.Option(
+            help="`exact`: the dataset's progress. `marks`: as a person labels rollouts, by marking what is "
+            "fast, slow, an adjustment or a mistake, and where it ends."
+        ),
+    ] = "exact",
     seed: Annotated[int, typer.Option(min=0, help="Of the order of batches.")] = 0,
 ) -> None:
     """Adapt a reward model to a policy's rollouts: both heads go on learning, the encoder stays frozen.
@@ -36,11 +43,13 @@ def adapt(
     Every fourth episode is held out: half of those calibrate the new model, the others measure both. Then let
     a running service take it, without losing a session: `POST /v1/model:reload`.
     """
+    from sarm2_cli.record import one_of
     from sarm2_models.checkpoint import default_bundle
     from sarm2_models.train.adapt import adapt_job
     from sarm2_models.train.jobs import Job, run_jobs
 
-    given = (bundle or default_bundle(), rollouts, training, out, count, seed)
+    (kind,) = one_of("labels", labels, ["exact", "marks"])
+    given = (bundle or default_bundle(), rollouts, training, out, count, kind, seed)
     logs = out.with_name(f".{out.name}.adapting")
     run_jobs([Job("adapting", adapt_job, given, logs)], at_once=1, console=Console(stderr=True))
     report = json.loads((out / "report" / "adaptation.json").read_text())

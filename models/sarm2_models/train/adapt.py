@@ -13,9 +13,9 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import torch
@@ -39,6 +39,9 @@ from sarm2_models.train.windows import Frames, hints_of
 from sarm2_models.window import BoolArray, Float16Array, Float32Array
 from sarm2_rollouts.episode_scorer import model_name
 from sarm2_rollouts.lerobot_reader import open_dataset
+from sarm2_rollouts.rollout_marks import as_marked
+
+Labels: TypeAlias = Literal["exact", "marks"]
 
 HELD_OUT = 4
 METRICS = (
@@ -70,24 +73,24 @@ class Part:
 
     def only(self, chosen_N: BoolArray) -> Part:
         """Some of the episodes."""
-        corpus, frames = self.corpus, self.frames
-        chosen_T = np.repeat(chosen_N, corpus.length_N)
-        lengths = corpus.length_N[chosen_N]
-        first_N = np.concatenate([[0], np.cumsum(lengths)[:-1]])
-        rows = {
-            one.name: getattr(corpus, one.name)[chosen_N if one.name.endswith("_N") else chosen_T]
-            for one in fields(corpus)
-            if one.name.endswith(("_N", "_T", "_TS", "_TA", "_TK"))
-        }
-        smaller = replace(corpus, **rows | {"first_N": first_N})
-        cut = {
-            one.name: getattr(frames, one.name)[chosen_T]
-            for one in fields(frames)
-            if one.name.endswith(("_T", "_TS", "_TCD"))
-        }
-        begins_T = np.repeat(first_N, lengths)
-        cut |= {"first_T": begins_T, "last_T": begins_T + np.repeat(lengths, lengths) - 1}
-        return Part(smaller, replace(frames, **cut))
+        return Part(self.corpus.only(chosen_N), self.frames.only(chosen_N, self.corpus.length_N))
+
+    def as_marked(self) -> Part:
+        """The same with the progress that a person's marks would give every episode."""
+        corpus = self.corpus
+        curves = [
+            as_marked(corpus.progress_T[corpus.frames(number)], corpus.fps)
+            for number in range(corpus.episodes)
+        ]
+        progress_T = np.concatenate(curves) if curves else corpus.progress_T
+        return Part(replace(corpus, progress_T=progress_T), replace(self.frames, progress_T=progress_T))
+
+    @staticmethod
+    def joined(parts: Sequence[Part]) -> Part:
+        """Several, one after the other."""
+        return Part(
+            Corpus.joined([part.corpus for part in parts]), Frames.joined([part.frames for part in parts])
+        )
 
 
 def adapt(
@@ -97,6 +100,7 @@ def adapt(
     out: Path,
     *,
     rollout_count: int | None = None,
+    labels: Labels = "exact",
     plan: HeadPlan = PLAN,
     seed: int = 0,
     tick: Tick = silent,
@@ -109,6 +113,8 @@ def adapt(
             that RM1 was trained on.
         out: RM2's bundle; a report lies in its `report/adaptation.json`.
         rollout_count: learn from the first so many rollouts alone, for curves; by default from all.
+        labels: how rollouts are labelled for RM2: by their own true progress, or as a person would mark them
+            (`rollout_marks`), which is coarser. What measures is the truth either way.
         plan: of both heads.
 
     Returns the report: both models on held-out rollouts and training episodes.
@@ -123,6 +129,8 @@ def adapt(
         _part(model, training, work / "training", tasks, tick),
     ]
     learned, calibrated, measured = _split(parts, rollout_count)
+    if labels == "marks":
+        learned[0], calibrated[0] = learned[0].as_marked(), calibrated[0].as_marked()
     texts = Texts(model.primitive_texts_PD, _instructions(model, parts))
     before = Heads(model.config, model.stage, model.value)
     mixed, hints_TH = _mixed(learned)
@@ -134,10 +142,11 @@ def adapt(
         model.config, mixed, texts, predicted_T, plan, work, seed=seed, initial=model.value, tick=tick
     )
     after = Heads(model.config, stage, value)
-    held, corpus = _joined_frames(calibrated), _joined_corpus(calibrated)
-    fitted = calibrate(after, held, corpus, texts, model.vocabulary)
+    held = Part.joined(calibrated)
+    fitted = calibrate(after, held.frames, held.corpus, texts, model.vocabulary)
     report = {
         "adapted_from": model_name(model.model_id, model.version, model.weights_sha256),
+        "labels": labels,
         "rollouts": {"learned": learned[0].corpus.episodes, "measured": measured[0].corpus.episodes},
         "training": {"learned": learned[1].corpus.episodes, "measured": measured[1].corpus.episodes},
         "before": _measure(before, measured, texts, model, model.calibration),
@@ -149,10 +158,17 @@ def adapt(
 
 
 def adapt_job(
-    ticker: Ticker, bundle: Path, rollouts: Path, training: Path, out: Path, count: int | None, seed: int
+    ticker: Ticker,
+    bundle: Path,
+    rollouts: Path,
+    training: Path,
+    out: Path,
+    count: int | None,
+    labels: Labels,
+    seed: int,
 ) -> None:
     """`adapt` in a child process, which has the right memory and thread settings."""
-    adapt(bundle, rollouts, training, out, rollout_count=count, seed=seed, tick=ticker.tick)
+    adapt(bundle, rollouts, training, out, rollout_count=count, labels=labels, seed=seed, tick=ticker.tick)
 
 
 def _tasks(roots: Sequence[Path]) -> list[str]:
@@ -207,39 +223,20 @@ def _instructions(model: RewardModel, parts: Sequence[Part]) -> Float16Array:
 
 def _mixed(parts: Sequence[Part]) -> tuple[Frames, Float32Array]:
     """All frames, half of the weight on each part that has any, and the stage estimator's hints."""
-    joined = _joined_frames(parts)
+    joined = Part.joined(parts)
     shares = [np.full(len(part.frames), 1 / max(1, len(part.frames))) for part in parts]
     weight_T = np.concatenate(shares)
-    return replace(joined, weight_T=weight_T / weight_T.sum()), hints_of(_joined_corpus(parts))
-
-
-def _joined_frames(parts: Sequence[Part]) -> Frames:
-    starts = np.cumsum([0, *(len(part.frames) for part in parts)])
-    names = [one.name for one in fields(Frames) if one.name.endswith(("_T", "_TS", "_TCD"))]
-    rows: dict[str, Any] = {
-        name: np.concatenate([getattr(part.frames, name) for part in parts]) for name in names
-    }
-    for name in ("first_T", "last_T"):
-        moved = [getattr(part.frames, name) + start for part, start in zip(parts, starts, strict=False)]
-        rows[name] = np.concatenate(moved)
-    return replace(parts[0].frames, **rows)
-
-
-def _joined_corpus(parts: Sequence[Part]) -> Corpus:
-    names = [one.name for one in fields(Corpus) if one.name.endswith(("_N", "_T", "_TS", "_TA", "_TK"))]
-    rows: dict[str, Any] = {
-        name: np.concatenate([getattr(part.corpus, name) for part in parts]) for name in names
-    }
-    rows["first_N"] = np.concatenate([[0], np.cumsum(rows["length_N"])[:-1]])
-    return replace(parts[0].corpus, **rows)
+    frames = replace(joined.frames, weight_T=weight_T / weight_T.sum())
+    return frames, hints_of(joined.corpus)
 
 
 def _measure(
     heads: Heads, parts: Sequence[Part], texts: Texts, model: RewardModel, rules: Calibration
 ) -> dict[str, dict[str, float | int | None]]:
     """Both kinds together: demonstrations and rollouts of whichever dataset."""
-    corpus, words = _joined_corpus(parts), model.vocabulary
-    said = predict(heads, _joined_frames(parts), texts, words, rules, corpus.source_T)
+    joined, words = Part.joined(parts), model.vocabulary
+    corpus = joined.corpus
+    said = predict(heads, joined.frames, texts, words, rules, corpus.source_T)
     means = mean_demo_frames(corpus)
     found: dict[str, Estimate] = evaluate(
         scored_episodes(corpus, said, means), words.group_of_primitive, words.null_index

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -96,11 +96,36 @@ class Corpus:
         shown, tried = source_index("demonstration"), source_index("rollout")
         return np.repeat(np.where(self.is_demo_N, shown, tried), self.length_N)
 
+    def only(self, chosen_N: npt.NDArray[np.bool_]) -> Corpus:
+        """The labels of some of the episodes; `picture` does not follow."""
+        chosen_T = np.repeat(chosen_N, self.length_N)
+        rows: dict[str, Any] = {name: getattr(self, name)[chosen_N] for name in by_axis(Corpus, "_N")}
+        rows |= {name: getattr(self, name)[chosen_T] for name in by_axis(Corpus, "_T", "_TS", "_TA", "_TK")}
+        return replace(self, **rows | {"first_N": starts(rows["length_N"])})
+
+    @staticmethod
+    def joined(parts: Sequence[Corpus]) -> Corpus:
+        """The labels of several corpora, one after the other; names and `picture` are the first one's."""
+        names = by_axis(Corpus, "_N", "_T", "_TS", "_TA", "_TK")
+        rows: dict[str, Any] = {n: np.concatenate([getattr(part, n) for part in parts]) for n in names}
+        return replace(parts[0], **rows | {"first_N": starts(rows["length_N"])})
+
     def picture(self, frame: int, camera: int) -> npt.NDArray[np.uint8]:
         """One picture, uint8 RGB (H, W, 3)."""
         place = frame * len(self.cameras) + camera
         start, stop = int(self.offsets[place]), int(self.offsets[place + 1])
         return decode_jpeg(self.pictures[start:stop].tobytes())
+
+
+def by_axis(owner: type[Any], *axes: str) -> list[str]:
+    """Names of a dataclass's arrays whose axes are these: `_T` for (T,), `_TS` for (T, S)."""
+    return [one.name for one in fields(owner) if one.name.endswith(axes)]
+
+
+def starts(length_N: IntArray) -> IntArray:
+    """Where each of several runs of frames begins, when they lie one after the other."""
+    begins_N: IntArray = np.concatenate([[0], np.cumsum(length_N)[:-1]])
+    return begins_N
 
 
 def index_dataset(
@@ -140,7 +165,7 @@ def index_dataset(
     arrays |= {
         key: np.array([row[key] for row in rows], dtype=np.int64) for key in rows[0] if key.endswith("_N")
     }
-    arrays["first_N"] = np.concatenate([[0], np.cumsum(arrays["length_N"])[:-1]])
+    arrays["first_N"] = starts(arrays["length_N"])
     arrays["offsets"] = np.concatenate([[0], np.cumsum(np.concatenate(sizes))])
     with (folder / "labels.npz").open("wb") as file:
         np.savez(file, allow_pickle=False, **arrays)

@@ -10,14 +10,16 @@ Shapes: T frames, B batch, W window slots, C cameras, D embedding, S state.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
 from sarm2_models.config import WindowConfig
-from sarm2_models.train.corpus import Corpus
+from sarm2_models.train.corpus import Corpus, by_axis, starts
 from sarm2_models.train.targets import stage_rests
 from sarm2_models.window import BoolArray, Float16Array, Float32Array, IntArray, window_slots
 from sarm2_rollouts.labels import STALL_FRAMES
@@ -73,6 +75,25 @@ class Frames:
             gap=window.gap_frames(corpus.fps),
             length=window.length,
         )
+
+    def only(self, chosen_N: BoolArray, length_N: IntArray) -> Frames:
+        """The frames of some of the episodes, whose lengths are given."""
+        chosen_T, kept_N = np.repeat(chosen_N, length_N), length_N[chosen_N]
+        rows: dict[str, Any] = {n: getattr(self, n)[chosen_T] for n in by_axis(Frames, "_T", "_TS", "_TCD")}
+        rows["first_T"] = np.repeat(starts(kept_N), kept_N)
+        rows["last_T"] = rows["first_T"] + np.repeat(kept_N, kept_N) - 1
+        return replace(self, **rows)
+
+    @staticmethod
+    def joined(parts: Sequence[Frames]) -> Frames:
+        """Several, one after the other."""
+        names = by_axis(Frames, "_T", "_TS", "_TCD")
+        rows: dict[str, Any] = {n: np.concatenate([getattr(part, n) for part in parts]) for n in names}
+        begins = starts(np.array([len(part) for part in parts]))
+        for name in ("first_T", "last_T"):
+            moved = [getattr(part, name) + begin for part, begin in zip(parts, begins, strict=True)]
+            rows[name] = np.concatenate(moved)
+        return replace(parts[0], **rows)
 
     def deviation_CD(self) -> torch.Tensor:
         """Standard deviation of each embedding dimension, float32 (C, D)."""

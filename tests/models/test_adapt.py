@@ -1,0 +1,107 @@
+"""RM1 becomes RM2 on synthetic rollouts, which look like nothing it was trained on."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from models.synthetic import FRAMES, write_synthetic
+from sarm2_client.errors import InvalidInput
+from sarm2_models.checkpoint import default_bundle, load_bundle, read_manifest
+from sarm2_models.train.adapt import PLAN, Part, adapt
+from sarm2_models.train.corpus import index_dataset, load_corpus
+from sarm2_models.train.plan import PlannedEpisode
+from sarm2_models.train.windows import Frames
+from sarm2_models.vocabulary import load_vocabulary
+from sarm2_rollouts.episode import EpisodeKind
+from sarm2_rollouts.rollout_marks import as_marked
+
+SHORT = replace(PLAN, stage_steps=20, value_steps=60, batch=32)
+
+
+def dataset(root: Path, kind: EpisodeKind, count: int) -> Path:
+    write_synthetic([PlannedEpisode("hammer", kind, seed) for seed in range(count)], root)
+    return root
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    root = tmp_path_factory.mktemp("adapt")
+    return dataset(root / "rollouts", "perturbed", 8), dataset(root / "training", "demo", 8)
+
+
+@pytest.fixture(scope="module")
+def adapted(
+    folders: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, dict[str, Any]]:
+    out = tmp_path_factory.mktemp("out") / "rm2"
+    return out, adapt(default_bundle(), *folders, out, plan=SHORT)
+
+
+def test_rm2_errs_less_on_held_out_rollouts_and_says_what_it_came_from(
+    adapted: tuple[Path, dict[str, Any]],
+) -> None:
+    out, report = adapted
+    before, after = (report[which]["rollout_mse"]["value"] for which in ("before", "after"))
+    assert after < 0.7 * before
+    assert report["rollouts"] == {"learned": 6, "measured": 1}
+    assert read_manifest(out).adapted_from == report["adapted_from"]
+    first, second = load_bundle(default_bundle()), load_bundle(out)
+    assert report["adapted_from"].endswith(first.weights_sha256[:16])
+    assert second.version == f"{first.version}+6rollouts"
+
+
+def test_the_first_model_is_kept_as_it_was(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    def digest() -> str:
+        files = sorted(path for path in default_bundle().rglob("*") if path.is_file())
+        return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()
+
+    before = digest()
+    adapt(default_bundle(), *folders, tmp_path / "rm2", plan=replace(SHORT, stage_steps=1, value_steps=1))
+    assert digest() == before
+
+
+def test_fewer_rollouts_and_a_persons_marks_can_be_asked_for(
+    folders: tuple[Path, Path], tmp_path: Path
+) -> None:
+    plan = replace(SHORT, stage_steps=1, value_steps=1)
+    few = adapt(default_bundle(), *folders, tmp_path / "few", rollout_count=2, plan=plan)
+    assert few["rollouts"]["learned"] == 2
+    marked = adapt(default_bundle(), *folders, tmp_path / "marked", labels="marks", plan=plan)
+    assert (few["labels"], marked["labels"]) == ("exact", "marks")
+    assert marked["before"] == few["before"], "what measures is the truth either way"
+
+
+def test_too_few_episodes_are_refused(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    with pytest.raises(InvalidInput, match="at least 8 episodes"):
+        adapt(default_bundle(), dataset(tmp_path / "few", "perturbed", 3), folders[1], tmp_path / "rm2")
+
+
+def test_parts_are_cut_and_joined_by_episodes(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    index_dataset(folders[0], tmp_path, load_vocabulary("metaworld"), ["hammer"])
+    corpus = load_corpus(tmp_path)
+    embeddings_TCD = np.arange(len(corpus) * 3 * 2, dtype=np.float16).reshape(len(corpus), 3, 2)
+    whole = Part(
+        corpus,
+        Frames.of(corpus, embeddings_TCD, corpus.state_TS, load_bundle(default_bundle()).config.window),
+    )
+    odd_N = np.arange(corpus.episodes) % 2 == 1
+    odd = whole.only(odd_N)
+    assert odd.corpus.seed_N.tolist() == corpus.seed_N[odd_N].tolist()
+    assert odd.corpus.first_N.tolist() == [0, FRAMES, 2 * FRAMES, 3 * FRAMES]
+    second = odd.corpus.frames(1)
+    np.testing.assert_array_equal(odd.frames.embeddings_TCD[second], embeddings_TCD[corpus.frames(3)])
+    assert set(odd.frames.first_T[second]) == {FRAMES}
+    assert set(odd.frames.last_T[second]) == {2 * FRAMES - 1}
+    both = Part.joined([odd, whole.only(~odd_N)])
+    assert both.corpus.seed_N.tolist() == [*corpus.seed_N[odd_N], *corpus.seed_N[~odd_N]]
+    assert both.frames.last_T[-1] == len(corpus) - 1
+    marked = odd.as_marked()
+    np.testing.assert_allclose(
+        marked.frames.progress_T[second], as_marked(odd.corpus.progress_T[second], corpus.fps)
+    )
