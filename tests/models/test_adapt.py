@@ -13,7 +13,7 @@ import pytest
 from models.synthetic import FRAMES, write_synthetic
 from sarm2_client.errors import InvalidInput
 from sarm2_models.checkpoint import default_bundle, load_bundle, read_manifest
-from sarm2_models.train.adapt import PLAN, Part, adapt
+from sarm2_models.train.adapt import PLAN, Part, _held_out, adapt
 from sarm2_models.train.corpus import index_dataset, load_corpus
 from sarm2_models.train.plan import PlannedEpisode
 from sarm2_models.train.windows import Frames
@@ -78,8 +78,16 @@ def test_fewer_rollouts_and_a_persons_marks_can_be_asked_for(
 
 
 def test_too_few_episodes_are_refused(folders: tuple[Path, Path], tmp_path: Path) -> None:
-    with pytest.raises(InvalidInput, match="at least 8 episodes"):
+    with pytest.raises(InvalidInput, match="at least 8 rollouts"):
         adapt(default_bundle(), dataset(tmp_path / "few", "perturbed", 3), folders[1], tmp_path / "rm2")
+
+
+def test_every_kind_is_learned_from_calibrated_on_and_measured() -> None:
+    kind_N = np.tile([0, 2], 16)  # demonstrations and rollouts in turn
+    held_N, turn_N = _held_out(kind_N)
+    for kind in (0, 2):
+        assert held_N[kind_N == kind].sum() == 4
+        assert (held_N & turn_N)[kind_N == kind].sum() == 2
 
 
 def test_parts_are_cut_and_joined_by_episodes(folders: tuple[Path, Path], tmp_path: Path) -> None:

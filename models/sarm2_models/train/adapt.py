@@ -36,7 +36,7 @@ from sarm2_models.train.loop import Tick, silent
 from sarm2_models.train.plan import HeadPlan
 from sarm2_models.train.variants import Heads
 from sarm2_models.train.windows import Frames, hints_of
-from sarm2_models.window import BoolArray, Float16Array, Float32Array
+from sarm2_models.window import BoolArray, Float16Array, Float32Array, IntArray
 from sarm2_rollouts.episode_scorer import model_name
 from sarm2_rollouts.lerobot_reader import open_dataset
 from sarm2_rollouts.rollout_marks import as_marked
@@ -196,13 +196,12 @@ def _part(model: RewardModel, root: Path, folder: Path, tasks: Sequence[str], ti
 def _split(parts: Sequence[Part], rollout_count: int | None) -> tuple[list[Part], list[Part], list[Part]]:
     learned, calibrated, measured = [], [], []
     for place, part in enumerate(parts):
-        number_N = np.arange(part.corpus.episodes)
-        held_N = number_N % HELD_OUT == HELD_OUT - 1
+        held_N, turn_N = _held_out(part.corpus.kind_N)
         if held_N.sum() < 2:
             raise InvalidInput(
-                f"adaptation needs at least {2 * HELD_OUT} episodes of each kind, got {len(number_N)}"
+                f"adaptation needs at least {2 * HELD_OUT} rollouts, and as many episodes of the training kind, "
+                f"got {len(held_N)}"
             )
-        turn_N = np.cumsum(held_N) % 2 == 1
         learn_N = ~held_N
         if place == 0 and rollout_count is not None:
             learn_N &= np.cumsum(learn_N) <= rollout_count
@@ -210,6 +209,16 @@ def _split(parts: Sequence[Part], rollout_count: int | None) -> tuple[list[Part]
         calibrated.append(part.only(held_N & turn_N))
         measured.append(part.only(held_N & ~turn_N))
     return learned, calibrated, measured
+
+
+def _held_out(kind_N: IntArray) -> tuple[BoolArray, BoolArray]:
+    """Every `HELD_OUT`-th episode of each kind, and those of them that are for calibration: every other one."""
+    by_kind_N = np.argsort(kind_N, kind="stable")
+    ranks = [np.arange(count) for count in np.unique(kind_N, return_counts=True)[1]]
+    held_N, turn_N = np.zeros(len(kind_N), dtype=bool), np.zeros(len(kind_N), dtype=bool)
+    held_N[by_kind_N] = np.concatenate(ranks) % HELD_OUT == HELD_OUT - 1
+    turn_N[by_kind_N] = np.cumsum(held_N[by_kind_N]) % 2 == 1
+    return held_N, turn_N
 
 
 def _instructions(model: RewardModel, parts: Sequence[Part]) -> Float16Array:
