@@ -199,7 +199,7 @@ def _split(parts: Sequence[Part], rollout_count: int | None) -> tuple[list[Part]
         held_N, turn_N = _held_out(part.corpus.kind_N)
         if held_N.sum() < 2:
             raise InvalidInput(
-                f"adaptation needs at least {2 * HELD_OUT} rollouts, and as many episodes of the training kind, "
+                f"adaptation needs at least {2 * HELD_OUT} rollouts and as many episodes of the training kind, "
                 f"got {len(held_N)}"
             )
         learn_N = ~held_N
@@ -212,7 +212,7 @@ def _split(parts: Sequence[Part], rollout_count: int | None) -> tuple[list[Part]
 
 
 def _held_out(kind_N: IntArray) -> tuple[BoolArray, BoolArray]:
-    """Every `HELD_OUT`-th episode of each kind, and those of them that are for calibration: every other one."""
+    """Every `HELD_OUT`-th episode of each kind, and those of them (every other one) that calibrate."""
     by_kind_N = np.argsort(kind_N, kind="stable")
     ranks = [np.arange(count) for count in np.unique(kind_N, return_counts=True)[1]]
     held_N, turn_N = np.zeros(len(kind_N), dtype=bool), np.zeros(len(kind_N), dtype=bool)
