@@ -199,8 +199,8 @@ def _split(parts: Sequence[Part], rollout_count: int | None) -> tuple[list[Part]
         held_N, turn_N = _held_out(part.corpus.kind_N)
         if held_N.sum() < 2:
             raise InvalidInput(
-                f"adaptation needs at least {2 * HELD_OUT} rollouts and as many episodes of the training kind, "
-                f"got {len(held_N)}"
+                f"adaptation needs at least {2 * HELD_OUT} rollouts and as many episodes of the training "
+                f"kind, got {len(held_N)}"
             )
         learn_N = ~held_N
         if place == 0 and rollout_count is not None:
