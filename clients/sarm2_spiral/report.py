@@ -212,6 +212,8 @@ def page(run: SpiralFolder, content: dict[str, Any], films: dict[str, Path]) -> 
         )
         if (run.report / f"{name}.png").exists()
     )
+    took = ", ".join(f"{html.escape(name)} {seconds / 60:.1f}" for name, seconds in content["seconds"].items())
+    whole = sum(content["seconds"].values()) / 60
     title = f"SPIRAL: {run.task}, {run.kind} policy, {run.updater}, reward {run.reward}, seed {run.seed}"
     return f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>{html.escape(title)}</title>
@@ -232,5 +234,7 @@ progress that rises while success does not, and failures that end as if they wer
 <th>failures taken for done</th><th>deployed &rarr; candidate</th><th></th></tr>{rounds}</table>
 <h2>Films</h2>
 {shown}
+<h2>Time</h2>
+<p>{whole:.1f} minutes: {took}.</p>
 </body></html>
 """
