@@ -212,8 +212,8 @@ def page(run: SpiralFolder, content: dict[str, Any], films: dict[str, Path]) -> 
         )
         if (run.report / f"{name}.png").exists()
     )
-    took = ", ".join(f"{html.escape(name)} {seconds / 60:.1f}" for name, seconds in content["seconds"].items())
-    whole = sum(content["seconds"].values()) / 60
+    minutes = {name: seconds / 60 for name, seconds in content["seconds"].items()}
+    took = ", ".join(f"{html.escape(name)} {value:.1f}" for name, value in minutes.items())
     title = f"SPIRAL: {run.task}, {run.kind} policy, {run.updater}, reward {run.reward}, seed {run.seed}"
     return f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>{html.escape(title)}</title>
@@ -235,6 +235,6 @@ progress that rises while success does not, and failures that end as if they wer
 <h2>Films</h2>
 {shown}
 <h2>Time</h2>
-<p>{whole:.1f} minutes: {took}.</p>
+<p>{sum(minutes.values()):.1f} minutes: {took}.</p>
 </body></html>
 """
