@@ -27,6 +27,12 @@ def adapt(
     count: Annotated[
         int | None, typer.Option(min=1, help="Learn from the first so many rollouts alone.")
     ] = None,
+    curve: Annotated[
+        str | None,
+        typer.Option(
+            help="Instead of a bundle, show how the errors fall with the number of rollouts: 25,50,100,200."
+        ),
+    ] = None,
     labels: Annotated[
         str,
         typer.Option(
@@ -43,15 +49,25 @@ def adapt(
     Every fourth episode is held out: half of those calibrate the new model, the others measure both. Then let
     a running service take it, without losing a session: `POST /v1/model:reload`.
     """
+    from sarm2_cli.benchmark import whole_numbers
     from sarm2_cli.record import one_of
     from sarm2_models.checkpoint import default_bundle
-    from sarm2_models.train.adapt import adapt_job
+    from sarm2_models.train.adapt import adapt_job, curve_job
     from sarm2_models.train.jobs import Job, run_jobs
 
     (kind,) = one_of("labels", labels, ["exact", "marks"])
-    given = (bundle or default_bundle(), rollouts, training, out, count, kind, seed)
+    given: tuple[Any, ...] = (bundle or default_bundle(), rollouts, training, out)
     logs = out.with_name(f".{out.name}.adapting")
-    run_jobs([Job("adapting", adapt_job, given, logs)], at_once=1, console=Console(stderr=True))
+    if curve is not None:
+        counts = whole_numbers("curve", curve)
+        job = Job("adapting", curve_job, (*given, counts, kind, seed), logs)
+        run_jobs([job], at_once=1, console=Console(stderr=True))
+        found = json.loads((out / "curve.json").read_text())
+        Console().print(falling(found))
+        typer.echo(f"picture: {out / 'curve.png'}")
+        return
+    job = Job("adapting", adapt_job, (*given, count, kind, seed), logs)
+    run_jobs([job], at_once=1, console=Console(stderr=True))
     report = json.loads((out / "report" / "adaptation.json").read_text())
     Console().print(comparison(report))
     typer.echo(f"serve it: sarm2 serve --bundle {out}")
@@ -63,6 +79,15 @@ def comparison(report: dict[str, Any]) -> Table:
     for metric, before in report["before"].items():
         after = report["after"][metric]
         table.add_row(metric, _number(before), _number(after), str(after["n"]))
+    return table
+
+
+def falling(report: dict[str, Any]) -> Table:
+    """The same model adapted to more and more rollouts."""
+    curve = report["curve"]
+    table = Table("metric", *(f"{count} rollouts" for count in curve), title="on the same held-out episodes")
+    for metric in next(iter(curve.values())):
+        table.add_row(metric, *(_number(measured[metric]) for measured in curve.values()))
     return table
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import pytest
 from models.synthetic import FRAMES, write_synthetic
 from sarm2_client.errors import InvalidInput
 from sarm2_models.checkpoint import default_bundle, load_bundle, read_manifest
-from sarm2_models.train.adapt import PLAN, Part, _held_out, adapt
+from sarm2_models.train.adapt import PLAN, Part, _held_out, adapt, adapt_curve
 from sarm2_models.train.corpus import index_dataset, load_corpus
 from sarm2_models.train.plan import PlannedEpisode
 from sarm2_models.train.windows import Frames
@@ -75,6 +76,17 @@ def test_fewer_rollouts_and_a_persons_marks_can_be_asked_for(
     marked = adapt(default_bundle(), *folders, tmp_path / "marked", labels="marks", plan=plan)
     assert (few["labels"], marked["labels"]) == ("exact", "marks")
     assert marked["before"] == few["before"], "what measures is the truth either way"
+
+
+def test_the_curve_starts_from_rm1_and_has_a_picture(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    content = adapt_curve(default_bundle(), *folders, tmp_path / "curve", (6, 2), plan=SHORT)
+    assert list(content["curve"]) == ["0", "2", "6"]
+    errors = [measured["rollout_mse"]["value"] for measured in content["curve"].values()]
+    assert errors[2] < errors[0]
+    assert json.loads((tmp_path / "curve" / "curve.json").read_text()) == content
+    assert (tmp_path / "curve" / "curve.png").read_bytes().startswith(b"\x89PNG")
+    with pytest.raises(InvalidInput, match="7 rollouts to learn from, and 6 are there"):
+        adapt_curve(default_bundle(), *folders, tmp_path / "more", (7,), plan=SHORT)
 
 
 def test_too_few_episodes_are_refused(folders: tuple[Path, Path], tmp_path: Path) -> None:

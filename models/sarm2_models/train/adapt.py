@@ -34,6 +34,7 @@ from sarm2_models.train.jobs import Ticker
 from sarm2_models.train.ladder import mean_demo_frames, scored_episodes
 from sarm2_models.train.loop import Tick, silent
 from sarm2_models.train.plan import HeadPlan
+from sarm2_models.train.report import draw_adaptation
 from sarm2_models.train.variants import Heads
 from sarm2_models.train.windows import Frames, hints_of
 from sarm2_models.window import BoolArray, Float16Array, Float32Array, IntArray
@@ -123,15 +124,85 @@ def adapt(
     """
     model = load_bundle(bundle)
     work = out.with_name(f".{out.name}.adapting")
+    parts = _parts(model, rollouts, training, work, tick)
+    options = Options(rollout_count, labels, plan, seed)
+    report, after, fitted = _learn(model, parts, work, options, tick)
+    _save(out, model, after, fitted, report)
+    shutil.rmtree(work)
+    return report
+
+
+def adapt_curve(
+    bundle: Path,
+    rollouts: Path,
+    training: Path,
+    out: Path,
+    counts: Sequence[int],
+    *,
+    labels: Labels = "exact",
+    plan: HeadPlan = PLAN,
+    seed: int = 0,
+    tick: Tick = silent,
+) -> dict[str, Any]:
+    """How the errors fall with the number of rollouts that are learned from; no bundle is written.
+
+    Arguments and errors as `adapt` has them. `out` gets `curve.json` (`curve.COUNT.METRIC.{value, low, high,
+    n}`, with RM1 under 0) and `curve.png`. Calibration always has all rollouts that are held out for it.
+
+    Raises InvalidInput for a count that the dataset does not hold.
+    """
+    model = load_bundle(bundle)
+    work = out.with_name(f".{out.name}.adapting")
+    parts = _parts(model, rollouts, training, work, tick)
+    most = _split(parts, None)[0][0].corpus.episodes
+    if max(counts) > most:
+        raise InvalidInput(
+            f"counts: {max(counts)} rollouts to learn from, and {most} are there besides those held out",
+            field="counts",
+        )
+    curve: dict[str, Any] = {}
+    for count in sorted(counts):
+        options = Options(count, labels, plan, seed)
+        report, _, _ = _learn(model, parts, work / str(count), options, tick)
+        curve |= {"0": report["before"], str(count): report["after"]}
+    content = {"adapted_from": report["adapted_from"], "labels": labels, "curve": curve}
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "curve.json").write_text(json.dumps(content, indent=1) + "\n")
+    draw_adaptation(curve, out / "curve.png")
+    shutil.rmtree(work)
+    return content
+
+
+@dataclass(frozen=True)
+class Options:
+    """How RM1 learns on; see `adapt`."""
+
+    rollout_count: int | None
+    labels: Labels
+    plan: HeadPlan
+    seed: int
+
+
+def _parts(model: RewardModel, rollouts: Path, training: Path, work: Path, tick: Tick) -> list[Part]:
     tasks = _tasks([rollouts, training])
-    parts = [
+    return [
         _part(model, rollouts, work / "rollouts", tasks, tick),
         _part(model, training, work / "training", tasks, tick),
     ]
-    learned, calibrated, measured = _split(parts, rollout_count)
-    if labels == "marks":
+
+
+def _learn(
+    model: RewardModel, parts: Sequence[Part], work: Path, options: Options, tick: Tick
+) -> tuple[dict[str, Any], Heads, Calibration]:
+    """The report, RM2's heads, and their calibration."""
+    learned, calibrated, measured = _split(parts, options.rollout_count)
+    if options.labels == "marks":
         learned[0], calibrated[0] = learned[0].as_marked(), calibrated[0].as_marked()
-    texts = Texts(model.primitive_texts_PD, _instructions(model, parts))
+    texts, plan, seed = (
+        Texts(model.primitive_texts_PD, _instructions(model, parts)),
+        options.plan,
+        options.seed,
+    )
     before = Heads(model.config, model.stage, model.value)
     mixed, hints_TH = _mixed(learned)
     stage = train_stage(
@@ -146,15 +217,13 @@ def adapt(
     fitted = calibrate(after, held.frames, held.corpus, texts, model.vocabulary)
     report = {
         "adapted_from": model_name(model.model_id, model.version, model.weights_sha256),
-        "labels": labels,
+        "labels": options.labels,
         "rollouts": {"learned": learned[0].corpus.episodes, "measured": measured[0].corpus.episodes},
         "training": {"learned": learned[1].corpus.episodes, "measured": measured[1].corpus.episodes},
         "before": _measure(before, measured, texts, model, model.calibration),
         "after": _measure(after, measured, texts, model, fitted),
     }
-    _save(out, model, after, fitted, report)
-    shutil.rmtree(work)
-    return report
+    return report, after, fitted
 
 
 def adapt_job(
@@ -169,6 +238,20 @@ def adapt_job(
 ) -> None:
     """`adapt` in a child process, which has the right memory and thread settings."""
     adapt(bundle, rollouts, training, out, rollout_count=count, labels=labels, seed=seed, tick=ticker.tick)
+
+
+def curve_job(
+    ticker: Ticker,
+    bundle: Path,
+    rollouts: Path,
+    training: Path,
+    out: Path,
+    counts: Sequence[int],
+    labels: Labels,
+    seed: int,
+) -> None:
+    """`adapt_curve` in a child process."""
+    adapt_curve(bundle, rollouts, training, out, counts, labels=labels, seed=seed, tick=ticker.tick)
 
 
 def _tasks(roots: Sequence[Path]) -> list[str]:

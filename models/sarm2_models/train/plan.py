@@ -193,6 +193,12 @@ PLANS: MappingProxyType[str, TrainPlan] = MappingProxyType(
                 rewind=0.8,
             ),
         ),
+        "demos": TrainPlan(
+            name="demos",
+            episodes={split: replace(counts, perturbed=0, random=0) for split, counts in _EPISODES.items()},
+            tower=TowerPlan(growth=0.37),
+            heads=HeadPlan(growth=0.11),
+        ),
         "quick": TrainPlan(
             name="quick",
             episodes={
@@ -206,7 +212,8 @@ PLANS: MappingProxyType[str, TrainPlan] = MappingProxyType(
         ),
     }
 )
-"""`small` makes the shipped bundle; `quick` proves in a minute or two that everything works.
+"""`small` makes the shipped bundle, `demos` one from demonstrations alone; `quick` proves in a minute or two
+that everything works.
 
 `published` has the encoder, head sizes, steps and optimiser of the publication (arXiv 2606.10305); what that
 does not state is as in `small`. Its cameras, state and vocabulary do not describe simulated episodes: those

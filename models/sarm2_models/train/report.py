@@ -73,6 +73,28 @@ def draw_ladder(ladder: Mapping[str, Mapping[str, Mapping[str, Any]]], path: Pat
     plt.close(figure)
 
 
+def draw_adaptation(curve: Mapping[str, Mapping[str, Mapping[str, Any]]], path: Path) -> None:
+    """Errors on held-out rollouts and demonstrations over how many rollouts were learned from."""
+    counts = [int(count) for count in curve]
+    figure, axis = plt.subplots(figsize=(5.5, 3.2))
+    for metric, colour in (("rollout_mse", WRONG), ("demo_mse", OURS)):
+        found = [curve[str(count)][metric] for count in counts]
+        if any(one["value"] is None for one in found):
+            continue
+        values, lows, highs = ([one[key] for one in found] for key in ("value", "low", "high"))
+        axis.plot(counts, values, "o-", color=colour, label=metric)
+        axis.fill_between(counts, lows, highs, color=colour, alpha=0.15, linewidth=0)
+    axis.set_xticks(counts)
+    axis.set_xlabel("rollouts learned from")
+    axis.set_ylabel("mean squared error of progress")
+    axis.set_ylim(bottom=0)
+    axis.legend(frameon=False)
+    axis.spines[["top", "right"]].set_visible(False)
+    figure.tight_layout()
+    figure.savefig(path, dpi=100)
+    plt.close(figure)
+
+
 def draw_labels(checks: Mapping[str, Sequence[CheckedEpisode]], path: Path) -> None:
     """A small panel a task: both labels of one demonstration and of one rollout."""
     columns = min(LABEL_COLUMNS, len(checks))
