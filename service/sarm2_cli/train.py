@@ -24,8 +24,8 @@ def train(
     preset: Annotated[
         str,
         typer.Option(
-            help="How much to record and train: `small` (the shipped bundle), `quick`, or `published` "
-            "(encoder, head sizes and optimiser of the paper)."
+            help="How much to record and train: `small` (the shipped bundle), `demos` (the same from "
+            "demonstrations alone), `quick`, or `published` (encoder, head sizes and optimiser of the paper)."
         ),
     ] = "small",
     encoder: Annotated[

@@ -77,6 +77,17 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
     return training.run
 
 
+def test_a_run_can_learn_from_demonstrations_alone(tmp_path: Path) -> None:
+    few = Episodes(demo=2, clean_demo=1, perturbed=0, random=0)
+    plan = replace(PLAN, episodes={"train": few, "calibration": few, "validation": few})
+    training = training_run(tmp_path / "run")
+    training.run = replace(training.run, plan=plan)
+    load_bundle(training.start(resume=False))
+    measured = json.loads((training.run.report / "report.json").read_text())["ladder"]["full"]
+    assert measured["demo_mse"]["value"] is not None
+    assert measured["rollout_mse"]["value"] is None
+
+
 def test_a_run_ends_with_a_bundle_that_loads_and_scores(finished: RunFolder) -> None:
     model = load_bundle(finished.bundle)
     episode = synthetic_episode(PlannedEpisode("hammer", "demo", 100_000))
