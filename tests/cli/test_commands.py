@@ -6,7 +6,9 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
+import click
 import pytest
 import typer
 from typer.testing import CliRunner
@@ -17,17 +19,32 @@ from sarm2_cli.record import one_of
 from sarm2_client.errors import InvalidInput
 from sarm2_rollouts.tasks import TASKS
 
-COMMANDS = ("serve", "demo", "record", "train", "evaluate", "benchmark", "score", "doctor")
+
+def every_command() -> dict[str, click.Command]:
+    """By its name on the command line: `serve`, `spiral run`, ..."""
+    found: dict[str, click.Command] = {}
+    waiting: list[tuple[str, Any]] = list(typer.main.get_command(app).commands.items())  # type: ignore[attr-defined]
+    while waiting:
+        name, command = waiting.pop()
+        found[name] = command
+        waiting += [(f"{name} {below}", one) for below, one in getattr(command, "commands", {}).items()]
+    return found
 
 
-@pytest.mark.parametrize("command", COMMANDS)
-def test_help_explains_every_option(command: str) -> None:
-    answer = CliRunner().invoke(app, [command, "--help"], env={"COLUMNS": "200"})
+COMMANDS = every_command()
+
+
+def test_all_commands_are_known() -> None:
+    assert {"serve", "demo", "relabel", "adapt", "spiral run", "spiral compare"} <= set(COMMANDS)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_explains_every_option(name: str) -> None:
+    answer = CliRunner().invoke(app, [*name.split(), "--help"], env={"COLUMNS": "200"})
     assert answer.exit_code == 0
-    known = typer.main.get_command(app).commands[command]  # type: ignore[attr-defined]  # a click group
-    silent = [option.name for option in known.params if not getattr(option, "help", None)]
+    silent = [option.name for option in COMMANDS[name].params if not getattr(option, "help", None)]
     assert silent == [], "options without help"
-    assert known.help, "a command without an explanation"
+    assert COMMANDS[name].help, "a command without an explanation"
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -97,3 +114,22 @@ def test_doctor_is_content_with_a_good_bundle(bundle: Path) -> None:
     answer = run("doctor", "--bundle", str(bundle))
     assert answer.returncode == 0, answer.stdout
     assert "steps/s" in answer.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (("run", "--task", "hamer"), "did you mean 'hammer'?"),
+        (("run", "--preset", "mettaworld"), "there is no preset 'mettaworld'"),
+        (("bc", "--policy", "sound"), "'sound' is not one of image, state"),
+        (("collect",), "holds no run yet"),
+        (("compare", "--only", "juggling"), "there is no such run"),
+    ],
+)
+def test_spiral_says_what_is_wrong_and_leaves_nothing_behind(
+    arguments: tuple[str, ...], told: str, tmp_path: Path
+) -> None:
+    answer = run("spiral", *arguments, "--out", str(tmp_path / "out"))
+    assert answer.returncode == 2, answer.stderr
+    assert told in " ".join(answer.stderr.split())
+    assert not (tmp_path / "out").exists()
