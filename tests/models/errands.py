@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import sys
+import time
 from pathlib import Path
 
-from sarm2_models.train.jobs import Ticker
+from rich.console import Console
+
+from sarm2_models.train.jobs import Job, Ticker, run_jobs
 
 
 def leave_a_note(ticker: Ticker, path: Path) -> None:
@@ -13,6 +17,18 @@ def leave_a_note(ticker: Ticker, path: Path) -> None:
     path.write_text("done")
 
 
+def count_on(ticker: Ticker, path: Path) -> None:
+    """Write ever higher numbers, for a minute at most."""
+    for number in range(1200):
+        path.write_text(str(number))
+        time.sleep(0.05)
+
+
 def fail(ticker: Ticker, path: Path) -> None:
     """Raise, naming the file."""
     raise ValueError(f"no luck with {path.name}")
+
+
+if __name__ == "__main__":  # a parent to be killed: its job counts on into the given file
+    place = Path(sys.argv[1])
+    run_jobs([Job("counting", count_on, (place,), place.parent)], at_once=1, console=Console(quiet=True))

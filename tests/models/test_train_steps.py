@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -225,3 +229,19 @@ def test_jobs_run_side_by_side_and_a_failure_names_its_reason_and_log(tmp_path: 
     assert [(tmp_path / f"{n}.txt").read_text() for n in range(2)] == ["done", "done"]
     with pytest.raises(ModelFailed, match=r"no luck with x\.txt.*bad\.log.*--resume"):
         run_jobs([Job("bad", fail, (tmp_path / "x.txt",), tmp_path / "logs")], at_once=1, console=console)
+
+
+def test_a_job_ends_with_a_parent_that_is_killed(tmp_path: Path) -> None:
+    place = tmp_path / "count.txt"
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[1])}
+    parent = subprocess.Popen([sys.executable, "-m", "models.errands", str(place)], env=environment)
+    deadline = time.monotonic() + 60
+    while not place.exists():
+        assert time.monotonic() < deadline, "the job did not start"
+        time.sleep(0.05)
+    parent.kill()
+    parent.wait()
+    time.sleep(1.0)
+    before = place.read_text()
+    time.sleep(1.0)
+    assert place.read_text() == before, "the job outlived its parent"

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -87,7 +88,8 @@ class Ticker:
 
 
 def run_jobs(jobs: Sequence[Job], *, at_once: int, console: Console) -> None:
-    """Run the jobs in order, `at_once` at a time, with a bar each. Children end with the parent.
+    """Run the jobs in order, `at_once` at a time, with a bar each. Children end with the parent,
+    even with one that is killed.
 
     Raises ModelFailed with the tail of its log for the first job that fails; the others are stopped.
     """
@@ -141,6 +143,7 @@ def _start(job: Job) -> BaseProcess:
 
 
 def _run(job: Job) -> None:
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
         import torch
         from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -151,6 +154,14 @@ def _run(job: Job) -> None:
     except BaseException:
         _log_path(job).write_text(traceback.format_exc())
         raise SystemExit(1) from None
+
+
+def _end_with_parent() -> None:
+    """A parent that was killed ends nothing, and is started again: two jobs would write the same files."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 def _check(process: BaseProcess, job: Job) -> None:
