@@ -334,6 +334,17 @@ def value_steps(plan: HeadPlan, total: int, folder: Path, seed: int) -> Steps:
     return Steps("model", total, rate, plan.ema, folder, seed)
 
 
+@dataclass(frozen=True)
+class Told(Contender):
+    """SARM2's own heads, told the true primitive: an oracle, which says what a right one would be worth."""
+
+    def answer(self, bench: BenchmarkFolder, seed: int, exam: Exam, tick: Tick) -> Predictions:
+        """The value decoder's answer to the true primitives."""
+        frames, words = exam_frames(bench, SARM2.variant, exam), bench.run.vocabulary
+        heads, texts = SARM2.heads(bench, seed, tick), bench.run.texts(SARM2.variant)
+        return only_progress(heads.progress(frames, texts, frames.primitive_T, words), words.null_index)
+
+
 SARM2 = Sarm2("sarm2", "SARM2", names_primitives=True)
 _ALL: tuple[Contender, ...] = (
     SARM2,
@@ -345,6 +356,7 @@ _ALL: tuple[Contender, ...] = (
     SingleTask("single_task_all", "SARM v1's form, a model a task, all cameras"),
     Language("language", "ReWiND's form: frames and instruction, rewound, no stages"),
     GoalFrame("goal_frame", "distance to the goal frame", learns=False),
+    Told("oracle_primitive", "SARM2 told the true primitive (an oracle)"),
     Blind("clock", "time over the mean time", learns=False),
     Blind("constant", "0.5", learns=False, ticks=False),
 )
