@@ -129,9 +129,9 @@ def worth(over: Table) -> str:
     if ORACLE in over:
         said = [f"`{metric}` {number(over[ORACLE][metric])}" for metric in RATIOS]
         lines.append(
-            f"- With its own primitives, error over that with the true ones: {'; '.join(said)}. So much would "
-            "a stage estimator bring that never errs; it errs where the curve is hard too. One gate reads the "
-            "primitive's text in its token, and can route by it as several do."
+            f"- With its own primitives, error over that with the true ones: {'; '.join(said)}. A stage "
+            "estimator that never errs would bring so much; ours errs where the curve is hard too. One gate "
+            "reads the primitive's text in its token, and can route by it as several do."
         )
     return "\n".join(lines)
 
