@@ -8,7 +8,7 @@ Shapes: T frames, F features, M latents, L numbers of a latent, K = executed act
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -28,14 +28,12 @@ class RecordedChunks:
     Attributes:
         latents: chunks a frame. executed: actions of each that are carried out.
         seed: of the latents, with a dataset's name.
-        say: told when the policy's server is waited for.
     """
 
     policy: BasePolicy
     latents: int
     executed: int
     seed: int
-    say: Callable[[str], None] = lambda text: None
 
     def of(
         self,
@@ -66,7 +64,7 @@ class RecordedChunks:
                 task, partial(dataset.episode, index), features_TF, self.policy.history
             )
             ask = partial(self.policy.sample_chunks, moments, latent_TML)
-            base_TMK = executed_part(patiently(ask, tell=self.say), self.executed)
+            base_TMK = executed_part(patiently(ask), self.executed)
             if path is not None:
                 _keep(path, base_TMK)
             yield base_TMK

@@ -36,8 +36,9 @@ from sarm2_rollouts.relabel import relabel, scored_by
 from sarm2_spiral.checkpoint import save_weights
 from sarm2_spiral.cloning import clone
 from sarm2_spiral.folder import SpiralFolder
+from sarm2_spiral.given_policy import GivenPolicy
 from sarm2_spiral.patience import patiently
-from sarm2_spiral.pilot import Pilot, load_base
+from sarm2_spiral.pilot import Base, Pilot, load_base
 from sarm2_spiral.progress import progress_curves
 from sarm2_spiral.recorded_chunks import RecordedChunks
 from sarm2_spiral.replay import Replay, Trajectory, executed_chunks
@@ -169,7 +170,7 @@ def frame_weights(run: SpiralFolder, curves: Sequence[Float32Array]) -> list[Flo
     return np.split(weight_N, np.cumsum([len(curve_T) for curve_T in curves])[:-1])
 
 
-def update(run: SpiralFolder, number: int, base: Path, data: Sequence[Data], tick: Tick) -> None:
+def update(run: SpiralFolder, number: int, base: Base, data: Sequence[Data], tick: Tick) -> None:
     """Round `number` of the residual update, on all data so far."""
     if run.learner(number).exists():
         return
@@ -188,13 +189,14 @@ def update(run: SpiralFolder, number: int, base: Path, data: Sequence[Data], tic
     save_weights(run.learner(number), learner)
 
 
-def make_replay(run: SpiralFolder, base: Path, learner: Learner, data: Sequence[Data]) -> Replay:
+def make_replay(run: SpiralFolder, base: Base, learner: Learner, data: Sequence[Data]) -> Replay:
     """All data as transitions, with the frozen base policy's chunks for a few latents a frame."""
     config = run.config.update
     chunks = RecordedChunks(load_base(base, run.config), config.latents, config.executed, run.seed)
     found = []
     for one in data:
-        base_chunks = chunks.of(one.name, one.root, one.tasks, one.features)
+        kept = run.chunks(one.name) if isinstance(base, GivenPolicy) else None
+        base_chunks = chunks.of(one.name, one.root, one.tasks, one.features, kept)
         rows = zip(one.features, one.actions, one.progress, base_chunks, strict=True)
         for features_TF, action_TA, progress_T, base_TMK in rows:
             standard_TF = learner.standardise(torch.from_numpy(features_TF)).numpy()
