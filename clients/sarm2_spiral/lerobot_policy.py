@@ -229,7 +229,8 @@ def _library() -> _LeRobot:
         from lerobot.policies import factory
     except ImportError as error:
         raise InvalidInput(
-            f"a LeRobot policy needs the package lerobot (0.4 or later) in this environment: {error}",
+            f"a LeRobot policy needs the package lerobot here: pip install lerobot (beside sarm2 from Python "
+            f"3.12 on): {error}",
             field="policy",
         ) from error
     return _LeRobot(PreTrainedConfig, factory)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import os
 from functools import cache
@@ -59,15 +60,17 @@ def available() -> bool:
 def prepare_imports() -> object:
     """Make LeRobot importable beside a torch without CUDA.
 
-    The registry's torchvision wheel is compiled for CUDA, and its import ends where two of its operators are
+    The published torchvision wheel is compiled for CUDA, and its import ends where two of its operators are
     missing. Nothing here calls them. Their library lives as long as what is returned.
     """
     os.environ["HF_HUB_OFFLINE"] = "1"  # a test that would fetch weights fails at once
-    library: Any = torch.library.Library("torchvision", "FRAGMENT")  # type: ignore[no-untyped-call]
-    if not hasattr(torch.ops.torchvision, "nms"):
+    try:
+        return importlib.import_module("torchvision")
+    except RuntimeError:
+        library: Any = torch.library.Library("torchvision", "FRAGMENT")  # type: ignore[no-untyped-call]
         for name in ("nms", "qnms"):
             library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-    return library
+        return library, importlib.import_module("torchvision")
 
 
 def save_policy(
