@@ -30,7 +30,7 @@ IMAGES = "observation.images"
 KINDS = ("act", "diffusion", "pi0", "pi05", "smolvla")
 
 ROWS_AT_ONCE = 16
-"""Rows in one batch: a vision-language-action model needs about 1 GB for each."""
+"""Rows in one batch: bounded, since a vision-language-action model caches every row's tokens."""
 
 
 class LeRobotPolicy:
@@ -104,10 +104,10 @@ class LeRobotPolicy:
             batch = self._batch(moments[begin : begin + at_once], rows)
             latent_RL = torch.from_numpy(latent_BML[begin : begin + at_once, :rows]).flatten(0, 1)
             parts.append(self._chunks(batch, latent_RL))
-        chunk_RHA = torch.cat(parts).clamp(-1.0, 1.0)
+        chunk_RHA = torch.cat(parts)
         if not chunk_RHA.isfinite().all():
             raise ModelFailed("the base policy plans actions that are not finite")
-        chunk_BMHA = chunk_RHA.view(len(moments), rows, *chunk_RHA.shape[1:]).numpy()
+        chunk_BMHA = chunk_RHA.clamp(-1.0, 1.0).view(len(moments), rows, *chunk_RHA.shape[1:]).numpy()
         return np.repeat(chunk_BMHA, latents // rows, axis=1)
 
     # --- asking --------------------------------------------------------------------------------------
