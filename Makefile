@@ -9,7 +9,11 @@ CHECKED := clients models service tests deploy
 TEST_PACKAGES := libosmesa6 libegl1 libgl1 libgl1-mesa-dri redis-server prometheus chromium fonts-dejavu-core
 SIM_PACKAGES := libosmesa6 libegl1 libgl1 libgl1-mesa-dri
 
-.PHONY: help demo test test-all check bench train evaluate image system-test system-sim constraints clean
+# Base policies that other people trained: with the libraries they were trained with, in a venv of their own.
+ADAPTERS ?= .venv-adapters
+ADAPTED := lerobot==0.4.4 torchvision==0.28.0 openpi-client==0.1.2
+
+.PHONY: help demo test test-all test-adapters check bench train evaluate image system-test system-sim constraints clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 16
@@ -23,6 +27,9 @@ test: system-test $(VENV)/.installed-dev  ## set up everything and run the fast 
 
 test-all: system-test $(VENV)/.installed-dev  ## the slow and the browser tests too
 	$(RUN)/python -m pytest -m "not gpu and not bench"
+
+test-adapters: $(ADAPTERS)/.installed  ## base policies from LeRobot and openpi, with the real libraries
+	PYTHONPATH=clients $(ADAPTERS)/bin/python -m pytest -m adapters tests/spiral/test_lerobot_policy.py tests/spiral/test_openpi_policy.py
 
 check: $(VENV)/.installed-dev  ## ruff, mypy, import-linter
 	$(RUN)/ruff check $(CHECKED)
@@ -59,6 +66,13 @@ $(VENV)/.installed-sim: $(VENV)/.installed
 
 $(VENV)/.installed-dev: $(VENV)/.installed
 	$(PIP) -e ./clients -e ".[cpu,sim,dev]"
+	@touch $@
+
+$(ADAPTERS)/.installed: constraints.txt tests/spiral/adapters.txt
+	$(PYTHON) -m venv $(ADAPTERS)
+	$(ADAPTERS)/bin/python -m pip install --quiet -c constraints.txt torch
+	$(ADAPTERS)/bin/python -m pip install --quiet --no-deps $(ADAPTED)
+	$(ADAPTERS)/bin/python -m pip install --quiet -r tests/spiral/adapters.txt
 	@touch $@
 
 system-test:

@@ -6,31 +6,15 @@ Shapes: F features, M latents, H actions of a chunk, E executed ones, A action.
 from __future__ import annotations
 
 from collections import deque
-from typing import Protocol
+from functools import cache
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
 from sarm2_rollouts.metaworld_robot import Observation
+from sarm2_spiral.base_policy import BasePolicy, Float32Array, Moment, executed_part
 from sarm2_spiral.features import Features
 from sarm2_spiral.residual import Learner
-
-Float32Array = npt.NDArray[np.float32]
-
-
-class BasePolicy(Protocol):
-    """What SPIRAL improves, and never changes.
-
-    A latent decides what the policy leaves open: the same observation and latent give the same chunk.
-    """
-
-    @property
-    def latent_size(self) -> int:
-        """Numbers of a latent."""
-
-    def sample_chunk(self, features_BF: torch.Tensor, latent_BL: torch.Tensor) -> torch.Tensor:
-        """Action chunks (B, H, A) in [-1, 1]."""
 
 
 class Driver:
@@ -58,32 +42,42 @@ class Driver:
         self._executed, self._latents, self._exploration = executed, latents, exploration
         self._rng = np.random.default_rng([seed, 11])
         self._waiting: deque[Float32Array] = deque()
+        self._seen: deque[Observation] = deque(maxlen=base.history)
         self._instruction = ""
 
     @property
     def looks(self) -> bool:
-        """Whether the next action needs pictures."""
-        return not self._waiting
+        """Whether the next action needs pictures: it begins a chunk, or is near enough to one to be seen."""
+        return len(self._waiting) < self._base.history
 
     def reset(self, instruction: str) -> None:
         """Begin an episode."""
         self._waiting.clear()
+        self._seen.clear()
         self._instruction = instruction
 
     def act(self, now: Observation) -> Float32Array:
         """The next action (A,)."""
+        if self.looks:
+            self._seen.append(now)
         if not self._waiting:
-            self._waiting.extend(self._chunk(self._features.live(now, self._instruction)))
+            self._waiting.extend(self._chunk(self._moment(now)))
         action_A = self._waiting.popleft()
         noise_A = self._exploration * self._rng.normal(size=len(action_A))
         return np.clip(action_A + noise_A, -1.0, 1.0).astype(np.float32)
 
-    @torch.no_grad()
-    def _chunk(self, features_F: Float32Array) -> Float32Array:
+    def _moment(self, now: Observation) -> Moment:
+        instruction = self._instruction
+        return Moment(instruction, tuple(self._seen), cache(lambda: self._features.live(now, instruction)))
+
+    def _chunk(self, moment: Moment) -> Float32Array:
         count = self._latents if self._learner is not None else 1
         latent_ML = self._rng.normal(size=(count, self._base.latent_size)).astype(np.float32)
-        seen_F = torch.from_numpy(features_F)
-        base_MHA = self._base.sample_chunk(seen_F.expand(count, -1), torch.from_numpy(latent_ML))
-        chunk_MK = base_MHA[:, : self._executed].flatten(1)
-        chosen_K = chunk_MK[0] if self._learner is None else self._learner.best(seen_F, chunk_MK)
-        return chosen_K.view(self._executed, -1).numpy()
+        chunk_MHA = self._base.sample_chunks([moment], latent_ML[None])
+        chunk_MK = executed_part(chunk_MHA, self._executed)[0]
+        if self._learner is None:
+            chosen_K: Float32Array = chunk_MK[0]
+        else:
+            seen_F = torch.from_numpy(moment.features())
+            chosen_K = self._learner.best(seen_F, torch.from_numpy(chunk_MK)).numpy()
+        return chosen_K.reshape(self._executed, -1)

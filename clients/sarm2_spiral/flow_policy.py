@@ -4,16 +4,19 @@ A velocity field v(chunk, time, features) carries noise at time 0 to an action c
 straight lines (conditional flow matching, Lipman et al. 2023): the target at a_t = (1 - t) z + t a is a - z.
 The noise z is the policy's latent: the same latent and features always give the same chunk.
 
-Shapes: B batch, F features, H actions of a chunk, A action.
+Shapes: B batch, F features, H actions of a chunk, A action, M latents, L = H x A, R = B x M rows.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
+from sarm2_spiral.base_policy import Float32Array, Moment
 from sarm2_spiral.config import PolicyConfig
 from sarm2_spiral.standardise import Standardise
 from sarm2_spiral.trunk import trunk
@@ -22,7 +25,9 @@ TIME_WAVES = 8
 
 
 class FlowPolicy(nn.Module):
-    """Features of one frame and a latent in, a chunk of actions out."""
+    """Features of one frame and a latent in, a chunk of actions out. A `BasePolicy`."""
+
+    history = 1
 
     def __init__(self, features: int, actions: int, config: PolicyConfig) -> None:
         super().__init__()
@@ -63,3 +68,13 @@ class FlowPolicy(nn.Module):
             time_B = torch.full((len(chunk_BL),), step / steps)
             chunk_BL = chunk_BL + self.velocity(chunk_BL, time_B, standard_BF) / steps
         return chunk_BL.view(len(chunk_BL), self.config.horizon, self.actions).clamp(-1.0, 1.0)
+
+    @torch.no_grad()
+    def sample_chunks(self, moments: Sequence[Moment], latent_BML: Float32Array) -> Float32Array:
+        """Chunks (B, M, H, A) of moments, of which it sees the features alone."""
+        features_BF = torch.from_numpy(np.stack([moment.features() for moment in moments]))
+        latents = latent_BML.shape[1]
+        latent_RL = torch.from_numpy(latent_BML).flatten(0, 1)
+        chunk_RHA = self.sample_chunk(features_BF.repeat_interleave(latents, 0), latent_RL)
+        chunk_BMHA: Float32Array = chunk_RHA.view(len(moments), latents, *chunk_RHA.shape[1:]).numpy()
+        return chunk_BMHA

@@ -10,6 +10,7 @@ rounds/K/rollouts/, trial/      datasets: what the deployed policy collected, an
 rounds/K/learner.safetensors    the correction after round K, and its checkpoint with the optimisers
 rounds/K/decision.json          whether it was deployed, and why
 features/NAME.npy               features of every frame of a dataset
+chunks/NAME/000000.npy          a given base policy's chunks for every frame of an episode
 evaluations/NAME.jsonl          one line an episode
 report/                         report.json, report.html and pictures
 """
@@ -20,10 +21,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
+from sarm2_client.errors import InvalidInput
 from sarm2_rollouts.episode import EpisodeKind
 from sarm2_rollouts.metaworld_robot import SEED_BLOCK, EpisodePlan
 from sarm2_rollouts.run_record import settings_of
 from sarm2_spiral.config import PolicyKind, SpiralConfig
+from sarm2_spiral.given_policy import GivenPolicy
 from sarm2_spiral.progress import Reward
 
 Updater: TypeAlias = Literal["residual", "rabc"]
@@ -49,9 +52,12 @@ class SpiralFolder:
 
     Attributes:
         task: a key of `TASKS`.
-        kind: what the policy sees.
+        kind: what a built-in policy sees, and the critics.
         seed: of scenes, networks and batches.
         reward: where rewards come from. updater: what becomes of them.
+        given: the base policy that other people trained, in the place of cloned ones.
+
+    Raises InvalidInput for a given policy with an updater that clones, or with a kind other than `image`.
     """
 
     root: Path
@@ -61,6 +67,15 @@ class SpiralFolder:
     config: SpiralConfig
     reward: Reward = "service"
     updater: Updater = "residual"
+    given: GivenPolicy | None = None
+
+    def __post_init__(self) -> None:
+        if self.given is not None and (self.updater, self.kind) != ("residual", "image"):
+            raise InvalidInput(
+                f"{self.given} stays as it is, and needs pictures: it goes with the updater residual and the "
+                f"kind image, not with {self.updater} and {self.kind}",
+                field="updater",
+            )
 
     @property
     def rendered(self) -> bool:
@@ -109,6 +124,10 @@ class SpiralFolder:
         """Features of every frame of a dataset."""
         return self.root / "features" / f"{name}.npy"
 
+    def chunks(self, name: str) -> Path:
+        """A given base policy's chunks for every frame of a dataset."""
+        return self.root / "chunks" / name
+
     def evaluation(self, name: str) -> Path:
         """The episodes by which a policy was judged."""
         return self.root / "evaluations" / f"{name}.jsonl"
@@ -151,7 +170,8 @@ class SpiralFolder:
         config = SpiralConfig.from_dict(found["config"])
         names = ("task", "policy", "seed", "reward", "updater")
         task, kind, seed, reward, updater = (found[name] for name in names)
-        return cls(root, task, kind, seed, config, reward, updater)
+        given = GivenPolicy.from_dict(found["given"]) if "given" in found else None
+        return cls(root, task, kind, seed, config, reward, updater, given)
 
     def settings(self) -> dict[str, Any]:
         """What must be equal for a run to be gone on with."""
@@ -162,4 +182,5 @@ class SpiralFolder:
             "reward": self.reward,
             "updater": self.updater,
             "config": asdict(self.config),
+            **({"given": asdict(self.given)} if self.given is not None else {}),
         }

@@ -7,6 +7,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import TypeAlias
 
 import torch
 
@@ -15,13 +16,18 @@ from sarm2_rollouts.episode import Episode
 from sarm2_rollouts.metaworld_robot import ACTION_NAMES, CAMERAS, FPS, EpisodePlan, Observation
 from sarm2_rollouts.policy_rollout import Pictures, run_policy
 from sarm2_rollouts.tasks import TASKS
+from sarm2_spiral.base_policy import BasePolicy
 from sarm2_spiral.checkpoint import load_weights
 from sarm2_spiral.config import PolicyKind, SpiralConfig
 from sarm2_spiral.driver import Driver
 from sarm2_spiral.features import Features, ImageFeatures, StateFeatures
 from sarm2_spiral.flow_policy import FlowPolicy
+from sarm2_spiral.given_policy import GivenPolicy
 from sarm2_spiral.patience import patiently
 from sarm2_spiral.residual import Learner
+
+Base: TypeAlias = Path | GivenPolicy
+"""A base policy: the weights of a built-in one, or one that other people trained."""
 
 
 @dataclass(frozen=True)
@@ -30,14 +36,14 @@ class Pilot:
 
     Attributes:
         kind: what it sees.
-        base: weights of the base policy. learner: of the correction, or None for the base alone.
+        base: the base policy. learner: of the correction, or None for the base alone.
         host, port: of the service; a state policy that streams nothing needs none.
         explore: whether actions are noisy, as the loop's exploration has it.
         stream: whether every frame goes to the service as it happens.
     """
 
     kind: PolicyKind
-    base: Path
+    base: Base
     learner: Path | None
     config: SpiralConfig
     host: str
@@ -99,9 +105,11 @@ def client_of(host: str, port: int) -> RewardClient:
 
 
 @lru_cache(maxsize=8)
-def load_base(path: Path, config: SpiralConfig) -> FlowPolicy:
-    """A saved base policy."""
-    weights = load_weights(path)
+def load_base(base: Base, config: SpiralConfig) -> BasePolicy:
+    """A base policy, once a process."""
+    if isinstance(base, GivenPolicy):
+        return base.load()
+    weights = load_weights(base)
     policy = FlowPolicy(len(weights["standardise.mean_F"]), len(ACTION_NAMES), config.policy)
     policy.load_state_dict(weights)
     return policy.eval().requires_grad_(False)

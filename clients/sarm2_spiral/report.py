@@ -90,7 +90,7 @@ def collected(run: SpiralFolder, number: int) -> Collected:
 
 def success_by_step(run: SpiralFolder) -> dict[str, Rate]:
     """Success of every policy that was evaluated, in order."""
-    names = ["bc", "offline", *(f"round{number}" for number in range(1, run.config.loop.rounds + 1))]
+    names = ["given", "bc", "offline", *(f"round{number}" for number in range(1, run.config.loop.rounds + 1))]
     plan = run.evaluation_plan(run.config.loop.evaluation)
     return {name: success_rate(run.evaluation(name), plan) for name in names if run.evaluation(name).exists()}
 
@@ -214,7 +214,8 @@ def page(run: SpiralFolder, content: dict[str, Any], films: dict[str, Path]) -> 
     )
     minutes = {name: seconds / 60 for name, seconds in content["seconds"].items()}
     took = ", ".join(f"{html.escape(name)} {value:.1f}" for name, value in minutes.items())
-    title = f"SPIRAL: {run.task}, {run.kind} policy, {run.updater}, reward {run.reward}, seed {run.seed}"
+    policy = run.given or f"{run.kind} policy"
+    title = f"SPIRAL: {run.task}, {policy}, {run.updater}, reward {run.reward}, seed {run.seed}"
     return f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>{html.escape(title)}</title>
 <style>

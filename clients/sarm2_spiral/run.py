@@ -12,6 +12,8 @@ trial K      the candidate flies scenes of this round, and is deployed if it hol
 evaluate P   how often policy P succeeds, by the simulator: for people, nothing learns from it
 report       success after each step with Wilson intervals, curves, films
 
+A base policy that other people trained takes the place of pi_1 and pi_2: then there is nothing to clone.
+
 A candidate that does worse than the deployed policy by the loop's own rewards is kept and reported but not
 deployed. What it tried goes into the replay all the same: so the critics learn where they were wrong.
 """
@@ -39,7 +41,7 @@ from sarm2_spiral.evaluation import evaluate
 from sarm2_spiral.folder import SpiralFolder
 from sarm2_spiral.metrics import LoopMetrics
 from sarm2_spiral.patience import patiently
-from sarm2_spiral.pilot import Pilot
+from sarm2_spiral.pilot import Base, Pilot, load_base
 from sarm2_spiral.report import collected, write_report
 from sarm2_spiral.residual_update import Tick
 from sarm2_spiral.wilson import Rate
@@ -84,7 +86,9 @@ class SpiralRun:
         return self.run.report / "report.html"
 
     def begin(self, *, resume: bool) -> None:
-        """Open the run's folder. Raises Conflict as `start` does."""
+        """Open the run's folder. Raises Conflict as `start` does, and what loading a given policy raises."""
+        if self.run.given is not None:  # one that does not fit is refused before the run begins
+            load_base(self.run.given, self.run.config)
         self._record.open(resume=resume)
 
     def step(self, kind: str) -> str:
@@ -92,8 +96,10 @@ class SpiralRun:
 
         Raises Conflict where another stage has to come first (an evaluation never has), or none is left.
         """
-        finished = finished_stages(self.run.root)
-        for name, work in self.plan():
+        finished, plan = finished_stages(self.run.root), self.plan()
+        if all(name.split()[0] != kind for name, _ in plan):
+            raise Conflict(f"{kind}: the run in {self.run.root} has no such stage")
+        for name, work in plan:
             if name in finished:
                 continue
             if name.split()[0] == kind:
@@ -108,12 +114,9 @@ class SpiralRun:
         rounds = self.run.config.loop.rounds
         found: list[tuple[str, Callable[[], object]]] = [
             ("demos", self._demos),
-            ("bc", partial(self._clone, "bc", weighted=False)),
-            ("evaluate bc", partial(self.judge, "bc")),
-            ("offline", partial(self._clone, "offline", weighted=True)),
-            ("evaluate offline", partial(self.judge, "offline")),
+            *self._first_policies(),
+            ("collect 0", partial(self._collect, 0)),
         ]
-        found.append(("collect 0", partial(self._collect, 0)))
         if self.own_model and self.run.config.loop.adapt and self.run.reward == "service":
             found.append(("adapt", self._adapt))
         found.append(("relabel 0", partial(self._relabel, 0)))
@@ -128,8 +131,18 @@ class SpiralRun:
             ]
         return [*found, ("report", self._report)]
 
+    def _first_policies(self) -> list[tuple[str, Callable[[], object]]]:
+        if self.run.given is not None:
+            return [("evaluate given", partial(self.judge, "given"))]
+        return [
+            ("bc", partial(self._clone, "bc", weighted=False)),
+            ("evaluate bc", partial(self.judge, "bc")),
+            ("offline", partial(self._clone, "offline", weighted=True)),
+            ("evaluate offline", partial(self.judge, "offline")),
+        ]
+
     def judge(self, name: str, episodes: int | None = None) -> Rate:
-        """How often a policy succeeds: `bc`, `offline`, or what stood after `roundK`.
+        """How often a policy succeeds: `bc`, `offline` or `given`, or what stood after `roundK`.
 
         Args:
             episodes: how many scenes; by default `LoopConfig.evaluation`. Those flown before are not again.
@@ -167,7 +180,7 @@ class SpiralRun:
         self._score(run.demos, "demos again")
 
     def _collect(self, number: int) -> None:
-        policy = self.deployed(number - 1) if number else self.policy("bc")
+        policy = self.deployed(number - 1) if number else self.policy(self._first)
         pilot = replace(policy, explore=True, stream=self.run.rendered)
         root = self.run.round(number) / "rollouts"
         stages.collect(pilot, self.run.rollout_plan(number), root, self.workers, self.console)
@@ -185,7 +198,7 @@ class SpiralRun:
             if run.updater == "rabc":
                 stages.clone_policy(run, f"round{number}", data, True, tick)
             else:
-                stages.update(run, number, run.policy("offline"), data, tick)
+                stages.update(run, number, self._base("offline"), data, tick)
 
     def _trial(self, number: int) -> None:
         run, root = self.run, self.run.round(number) / "trial"
@@ -205,7 +218,8 @@ class SpiralRun:
         films, rounds = {}, self.run.config.loop.rounds
         for number in range(FILMS):
             entry = EpisodePlan(self.run.task, "policy", self.run.first_seed("pictures") + number)
-            for name, pilot in (("cloned", self.policy("bc")), ("improved", self.deployed(rounds))):
+            first = "cloned" if self.run.given is None else "given"
+            for name, pilot in ((first, self.policy(self._first)), ("improved", self.deployed(rounds))):
                 path = self.run.report / f"{name}_{number}.mp4"
                 episode = replace(pilot, stream=True).fly(entry)
                 draw_video(path, episode, scores_of(self.client, episode))
@@ -215,14 +229,15 @@ class SpiralRun:
     # --- policies --------------------------------------------------------------------------------------
 
     def policy(self, name: str) -> Pilot:
-        """A policy by its name: `bc`, `offline`, or what stood after `roundK`. Raises NotFound."""
-        if name in ("bc", "offline"):
-            pilot = self._pilot(self.run.policy(name), None)
+        """A policy by its name: `bc`, `offline` or `given`, or what stood after `roundK`. Raises NotFound."""
+        if name in (("bc", "offline") if self.run.given is None else ("given",)):
+            pilot = self._pilot(self._base(name), None)
         elif name.removeprefix("round").isdigit():
             pilot = self.deployed(int(name.removeprefix("round")))
         else:
-            raise NotFound(f"there is no policy {name!r}; expected bc, offline, round1, ...", field="policy")
-        if not pilot.base.exists():
+            first = "bc, offline" if self.run.given is None else "given"
+            raise NotFound(f"there is no policy {name!r}; expected {first}, round1, ...", field="policy")
+        if isinstance(pilot.base, Path) and not pilot.base.exists():
             raise NotFound(f"the policy {name} is not there yet; do its stages first", field="policy")
         return pilot
 
@@ -237,14 +252,23 @@ class SpiralRun:
                 raise NotFound(f"round {past} has not been decided yet; do its trial first", field="policy")
             if json.loads(decision.read_text())["deployed"]:
                 return self._candidate(past)
-        return self._pilot(self.run.policy("offline"), None)
+        return self._pilot(self._base("offline"), None)
 
     def _candidate(self, number: int) -> Pilot:
         if self.run.updater == "rabc":
             return self._pilot(self.run.policy(f"round{number}"), None)
-        return self._pilot(self.run.policy("offline"), self.run.learner(number))
+        return self._pilot(self._base("offline"), self.run.learner(number))
 
-    def _pilot(self, base: Path, learner: Path | None) -> Pilot:
+    @property
+    def _first(self) -> str:
+        """The policy that the loop begins with."""
+        return "bc" if self.run.given is None else "given"
+
+    def _base(self, name: str) -> Base:
+        """A cloned base policy by its name, or the given one, which takes the place of them all."""
+        return self.run.given or self.run.policy(name)
+
+    def _pilot(self, base: Base, learner: Path | None) -> Pilot:
         return Pilot(self.run.kind, base, learner, self.run.config, self.host, self.port)
 
     # --- helpers ---------------------------------------------------------------------------------------
@@ -259,7 +283,7 @@ class SpiralRun:
         for number in range(self.run.config.loop.rounds + 1):
             places[f"round{number}"] = self.run.round(number) / "rollouts"
             places[f"trial{number}"] = self.run.round(number) / "trial"
-        pilot = self._pilot(self.run.policy("bc"), None)
+        pilot = self._pilot(self._base("bc"), None)
         return stages.load(self.run, name, places[name], pilot, self._say)
 
     def _score(self, root: Path, name: str) -> None:

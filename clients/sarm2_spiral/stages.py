@@ -36,9 +36,11 @@ from sarm2_rollouts.relabel import relabel, scored_by
 from sarm2_spiral.checkpoint import save_weights
 from sarm2_spiral.cloning import clone
 from sarm2_spiral.folder import SpiralFolder
+from sarm2_spiral.given_policy import GivenPolicy
 from sarm2_spiral.patience import patiently
-from sarm2_spiral.pilot import Pilot, load_base
+from sarm2_spiral.pilot import Base, Pilot, load_base
 from sarm2_spiral.progress import progress_curves
+from sarm2_spiral.recorded_chunks import RecordedChunks
 from sarm2_spiral.replay import Replay, Trajectory, executed_chunks
 from sarm2_spiral.residual import Learner
 from sarm2_spiral.residual_update import ResidualUpdate, Tick
@@ -52,9 +54,11 @@ ADAPT_TIMEOUT_S = 3600.0
 
 @dataclass(frozen=True)
 class Data:
-    """A dataset as the learner reads it: features, actions and progress of every episode."""
+    """A dataset as the learner reads it: instruction, features, actions and progress of every episode."""
 
     name: str
+    root: Path
+    tasks: list[str]
     features: list[Float32Array]
     actions: list[Float32Array]
     progress: list[Float32Array]
@@ -123,10 +127,13 @@ def load(run: SpiralFolder, name: str, root: Path, pilot: Pilot, say: Say) -> Da
             np.save(file, np.concatenate(parts), allow_pickle=False)
         fresh.replace(path)
     features_NF = np.load(path, allow_pickle=False)
+    episodes = list(open_dataset(root, pictures=False))
     return Data(
         name=name,
+        root=root,
+        tasks=[episode.task for episode in episodes],
         features=np.split(features_NF, np.cumsum(lengths)[:-1]),
-        actions=[_actions(episode) for episode in open_dataset(root, pictures=False)],
+        actions=[_actions(episode) for episode in episodes],
         progress=[smoothed(curve_T, run.config.loop.smooth) for curve_T in rewards(run, root)],
         demo=root == run.demos,
     )
@@ -163,7 +170,7 @@ def frame_weights(run: SpiralFolder, curves: Sequence[Float32Array]) -> list[Flo
     return np.split(weight_N, np.cumsum([len(curve_T) for curve_T in curves])[:-1])
 
 
-def update(run: SpiralFolder, number: int, base: Path, data: Sequence[Data], tick: Tick) -> None:
+def update(run: SpiralFolder, number: int, base: Base, data: Sequence[Data], tick: Tick) -> None:
     """Round `number` of the residual update, on all data so far."""
     if run.learner(number).exists():
         return
@@ -182,20 +189,17 @@ def update(run: SpiralFolder, number: int, base: Path, data: Sequence[Data], tic
     save_weights(run.learner(number), learner)
 
 
-def make_replay(run: SpiralFolder, base: Path, learner: Learner, data: Sequence[Data]) -> Replay:
+def make_replay(run: SpiralFolder, base: Base, learner: Learner, data: Sequence[Data]) -> Replay:
     """All data as transitions, with the frozen base policy's chunks for a few latents a frame."""
-    config, policy = run.config.update, load_base(base, run.config)
+    config = run.config.update
+    chunks = RecordedChunks(load_base(base, run.config), config.latents, config.executed, run.seed)
     found = []
     for one in data:
-        seeds = [run.seed, 13, *one.name.encode()]
-        rng = np.random.default_rng(seeds)
-        for features_TF, action_TA, progress_T in zip(one.features, one.actions, one.progress, strict=True):
-            seen_TF = torch.from_numpy(features_TF)
-            rows_RF = seen_TF.repeat_interleave(config.latents, 0)  # R = T x M
-            latent_RL = rng.normal(size=(len(rows_RF), policy.latent_size)).astype(np.float32)
-            chunk_RHA = policy.sample_chunk(rows_RF, torch.from_numpy(latent_RL))
-            base_TMK = chunk_RHA[:, : config.executed].reshape(len(seen_TF), config.latents, -1).numpy()
-            standard_TF = learner.standardise(seen_TF).numpy()
+        kept = run.chunks(one.name) if isinstance(base, GivenPolicy) else None
+        base_chunks = chunks.of(one.name, one.root, one.tasks, one.features, kept)
+        rows = zip(one.features, one.actions, one.progress, base_chunks, strict=True)
+        for features_TF, action_TA, progress_T, base_TMK in rows:
+            standard_TF = learner.standardise(torch.from_numpy(features_TF)).numpy()
             found.append(Trajectory(standard_TF, action_TA, progress_T, base_TMK, one.demo))
     return Replay(found, config)
 

@@ -18,6 +18,7 @@ from sarm2_client.errors import Conflict, InvalidInput
 
 if TYPE_CHECKING:
     from sarm2_spiral.folder import SpiralFolder
+    from sarm2_spiral.given_policy import GivenPolicy
     from sarm2_spiral.run import SpiralRun
 
 spiral = typer.Typer(
@@ -38,9 +39,19 @@ Policy: TypeAlias = Annotated[
     str,
     typer.Option(
         help="What the policy sees: `image` (the service's frame embeddings and the robot's state), or "
-        "`state` (true positions of object and goal: a fast control)."
+        "`state` (true positions of object and goal: a fast control). Or a trained one, improved as it is: "
+        "`lerobot:FOLDER` (ACT, diffusion, SmolVLA, pi0, pi0.5), `openpi:HOST:PORT` (a policy server)."
     ),
 ]
+Map: TypeAlias = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--map",
+        help="Of a trained policy: KEY=SOURCE, what it is given under a key of its own; again for more. A "
+        "source is a camera, `state`, names of the state separated by commas, or `instruction`.",
+    ),
+]
+Device: TypeAlias = Annotated[str, typer.Option(help="Where a LeRobot policy runs: `cpu` or `cuda`.")]
 Rounds: TypeAlias = Annotated[
     int | None, typer.Option(min=0, help="Rounds of collection and update; by default the preset's.")
 ]
@@ -78,6 +89,8 @@ def run(
     bundle: Bundle = None,
     server: Server = None,
     adapt: Adapt = True,
+    map_: Map = None,
+    policy_device: Device = "cpu",
     quick: Annotated[
         bool, typer.Option("--quick", help="The same as --preset quick: minutes, to see that it works.")
     ] = False,
@@ -91,12 +104,15 @@ def run(
     """The whole figure: clone, update offline, then collect and update in a loop, with nobody in it.
 
     Example: `sarm2 spiral run --task hammer --out runs/hammer`
+
+    With a policy that others trained: `sarm2 spiral run --task hammer --policy lerobot:runs/act_hammer --map
+    observation.images.top=corner`. It stays as it is; the loop learns what to add to its actions.
     """
     from sarm2_spiral.metrics import LoopMetrics
 
-    folder = planned(
-        out, task, policy, rounds, reward, updater, "quick" if quick else preset, seed, adapt=adapt
-    )
+    preset = "quick" if quick else preset
+    given = given_policy(policy, map_, policy_device)
+    folder = planned(out, task, policy, rounds, reward, updater, preset, seed, adapt=adapt, given=given)
     with reaching(folder, server, bundle, workers) as loop:
         if metrics_port is not None:
             loop.metrics = LoopMetrics(folder.task)
@@ -118,19 +134,23 @@ def bc(
     bundle: Bundle = None,
     server: Server = None,
     adapt: Adapt = True,
+    map_: Map = None,
+    policy_device: Device = "cpu",
 ) -> None:
     """Begin a run: record and score demonstrations, clone pi_1 from them. The other commands go on from here.
 
     Example: `sarm2 spiral bc --task hammer --out runs/hammer`, then, with the same `--out`: `offline`,
     `collect`, `adapt`, `relabel`; then `collect`, `relabel` and `update` for every round, and `report`.
-    `sarm2 spiral run --resume` with the options of `bc` does all that is left.
+    `sarm2 spiral run --resume` with the options of `bc` does all that is left. A trained policy (`--policy
+    lerobot:...`, `openpi:...`) is not cloned: only the demonstrations are made, and `offline` falls away.
     """
     from sarm2_rollouts.run_record import finished_stages
 
-    folder = planned(out, task, policy, rounds, reward, updater, preset, seed, adapt=adapt)
+    given = given_policy(policy, map_, policy_device)
+    folder = planned(out, task, policy, rounds, reward, updater, preset, seed, adapt=adapt, given=given)
     with reaching(folder, server, bundle, workers) as loop:
         loop.begin(resume=True)
-        for kind in ("demos", "bc"):
+        for kind in ("demos", "bc") if given is None else ("demos",):
             if kind not in finished_stages(out):
                 loop.step(kind)
 
@@ -167,7 +187,9 @@ def update(out: Out = RUNS, workers: Workers = 2, server: Server = None) -> None
 
 @spiral.command()
 def evaluate(
-    policy: Annotated[str, typer.Argument(help="`bc`, `offline`, or `roundK`: what stood after round K.")],
+    policy: Annotated[
+        str, typer.Argument(help="`bc`, `offline` or `given`, or `roundK`: what stood after round K.")
+    ],
     out: Out = RUNS,
     episodes: Annotated[
         int | None, typer.Option(min=1, help="Scenes; by default the preset's. Flown ones are kept.")
@@ -238,6 +260,16 @@ def one_step(out: Path, workers: int, server: str | None, *kinds: str) -> None:
             typer.echo(f"{loop.step(kind)}: done")
 
 
+def given_policy(policy: str, inputs: list[str] | None, device: str) -> GivenPolicy | None:
+    """The policy that others trained, or None for a built-in one. Raises InvalidInput for other options."""
+    from sarm2_spiral.given_policy import GivenPolicy
+
+    given = GivenPolicy.parse(policy, inputs or (), device)
+    if given is None and inputs:
+        raise InvalidInput(f"--map: the policy {policy!r} is a built-in one, which needs no map", field="map")
+    return given
+
+
 def planned(
     out: Path,
     task: str,
@@ -249,6 +281,7 @@ def planned(
     seed: int,
     *,
     adapt: bool,
+    given: GivenPolicy | None = None,
 ) -> SpiralFolder:
     """The folder of a run by its options. Raises NotFound or InvalidInput for values that are none."""
     from sarm2_cli.record import one_of
@@ -261,10 +294,10 @@ def planned(
     loop = replace(config.loop, rounds=config.loop.rounds if rounds is None else rounds, adapt=adapt)
     config = replace(config, loop=loop)
     (name,) = one_of("task", task, sorted(TASKS))
-    (kind,) = one_of("policy", policy, ["image", "state"])
+    (kind,) = one_of("policy", policy, ["image", "state"]) if given is None else ("image",)
     (source,) = one_of("reward", reward, list(REWARDS))
     (kept,) = one_of("updater", updater, ["residual", "rabc"])
-    return SpiralFolder(out, name, kind, seed, config, source, kept)  # type: ignore[arg-type]
+    return SpiralFolder(out, name, kind, seed, config, source, kept, given)  # type: ignore[arg-type]
 
 
 @contextmanager

@@ -1,0 +1,79 @@
+"""A frozen base policy's chunks for every frame of recorded episodes, worked out once.
+
+A policy of billions of parameters takes hours for a dataset, so its chunks are kept episode by episode: a
+killed run goes on where it was, and the rounds that follow find them.
+
+Shapes: T frames, F features, M latents, L numbers of a latent, K = executed actions x A.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from sarm2_rollouts.lerobot_reader import open_dataset
+from sarm2_spiral.base_policy import BasePolicy, Float32Array, executed_part
+from sarm2_spiral.patience import patiently
+from sarm2_spiral.recorded_moments import recorded_moments
+
+
+@dataclass(frozen=True)
+class RecordedChunks:
+    """What a base policy would do at every frame.
+
+    Attributes:
+        latents: chunks a frame. executed: actions of each that are carried out.
+        seed: of the latents, with a dataset's name.
+    """
+
+    policy: BasePolicy
+    latents: int
+    executed: int
+    seed: int
+
+    def of(
+        self,
+        name: str,
+        root: Path,
+        tasks: Sequence[str],
+        features: Sequence[Float32Array],
+        kept: Path | None = None,
+    ) -> Iterator[Float32Array]:
+        """Executed chunks (T, M, K) of every episode of a dataset, in order.
+
+        Args:
+            name: draws the latents: the same name and seed draw the same ones.
+            root: the dataset; read only for a policy that looks at pictures.
+            tasks, features: the instruction and the features (T, F) of every episode.
+            kept: folder where chunks are kept, and found again.
+        """
+        rng = np.random.default_rng([self.seed, 13, *name.encode()])
+        dataset = open_dataset(root)
+        for index, (task, features_TF) in enumerate(zip(tasks, features, strict=True)):
+            shape = (len(features_TF), self.latents, self.policy.latent_size)
+            latent_TML = rng.normal(size=shape).astype(np.float32)
+            path = None if kept is None else kept / f"{index:06d}.npy"
+            if path is not None and path.exists():
+                yield np.load(path, allow_pickle=False)
+                continue
+            moments = recorded_moments(
+                task, partial(dataset.episode, index), features_TF, self.policy.history
+            )
+            ask = partial(self.policy.sample_chunks, moments, latent_TML)
+            base_TMK = executed_part(patiently(ask), self.executed)
+            if path is not None:
+                _keep(path, base_TMK)
+            yield base_TMK
+
+
+def _keep(path: Path, array: Float32Array) -> None:
+    """Write an array; the file appears when it is whole."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fresh = path.with_suffix(".new")
+    with fresh.open("wb") as file:
+        np.save(file, array, allow_pickle=False)
+    fresh.replace(path)
