@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TypeAlias
 
@@ -317,11 +318,13 @@ def reaching(
     folder: SpiralFolder, server: str | None, bundle: Path | None, workers: int
 ) -> Iterator[SpiralRun]:
     """A run with the service it asks: a given one, or one of its own with its own copy of the bundle."""
+    from sarm2_rollouts.metaworld_robot import iterate_episodes
     from sarm2_spiral.run import SpiralRun
 
+    here = partial(iterate_episodes, workers=workers)
     if not folder.rendered:  # a state policy with a control for its reward asks no service
         with RewardClient() as client:
-            yield SpiralRun(folder, client, "127.0.0.1", 0, workers=workers)
+            yield SpiralRun(folder, client, "127.0.0.1", 0, collector=here)
         return
     if server is None:
         from sarm2_models.checkpoint import default_bundle
@@ -329,7 +332,7 @@ def reaching(
         keep_models(folder, bundle or default_bundle())
     own = bundle if server else folder.reward_model
     with served(server, own, reload=True) as (host, port), RewardClient(host=host, port=port) as client:
-        yield SpiralRun(folder, client, host, port, server is None, workers)
+        yield SpiralRun(folder, client, host, port, server is None, here)
 
 
 def keep_models(folder: SpiralFolder, bundle: Path) -> None:
