@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -66,6 +66,9 @@ MAX_TRIES = 20
 SEED_BLOCK = 20_000
 """Seeds from a multiple of this up to the next belong together: a retry draws its scene from the same block,
 so splits that own whole blocks never share one."""
+
+PENDING_PER_WORKER = 3
+"""Episodes under way or waiting to be taken, for every worker: enough that none idles, few enough to hold."""
 
 STILL = np.array([0.0, 0.0, 0.0, -1.0], dtype=np.float32)
 
@@ -228,6 +231,17 @@ def run_episode(
     )
 
 
+MakeEpisode: TypeAlias = Callable[[EpisodePlan], Episode]
+"""Makes one episode, in a worker process and so picklable."""
+
+
+class Collector(Protocol):
+    """Makes the episodes of a plan in its order: `iterate_episodes`, or what does the same elsewhere."""
+
+    def __call__(self, plan: Iterable[EpisodePlan], *, make: MakeEpisode) -> Iterator[Episode]:
+        """Make them, each by `make`."""
+
+
 def make_planned(entry: EpisodePlan, *, render: bool = True) -> Episode:
     """The scripted episode of a plan's entry."""
     return run_episode(entry.task_name, entry.kind, entry.seed, render=render)
@@ -237,7 +251,7 @@ def iterate_episodes(
     plan: Iterable[EpisodePlan],
     workers: int = 2,
     *,
-    make: Callable[[EpisodePlan], Episode] = make_planned,
+    make: MakeEpisode = make_planned,
 ) -> Iterator[Episode]:
     """Make the episodes of a plan in its order, in `workers` processes (0: in this one).
 
@@ -252,12 +266,12 @@ def iterate_episodes(
         yield from map(make, plans)
         return
     context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker)
+    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=start_worker)
     pending: deque[Future[Episode]] = deque()
     try:
         for entry in plans:
             pending.append(pool.submit(make, entry))
-            if len(pending) >= 3 * workers:
+            if len(pending) >= PENDING_PER_WORKER * workers:
                 yield pending.popleft().result()
         while pending:
             yield pending.popleft().result()
@@ -269,7 +283,8 @@ def _seed_nearby(seed: int, rng: np.random.Generator) -> int:
     return seed // SEED_BLOCK * SEED_BLOCK + int(rng.integers(SEED_BLOCK))
 
 
-def _start_worker() -> None:
+def start_worker() -> None:
+    """Set this process's renderer up. Call it in every worker before its first episode."""
     prepare_display()
     # One thread of the software renderer a process: more of them only fight over the cores.
     os.environ["LP_NUM_THREADS"] = "1"

@@ -6,22 +6,27 @@ import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from sarm2_rollouts.metaworld_robot import EpisodePlan, iterate_episodes
+from sarm2_rollouts.metaworld_robot import Collector, EpisodePlan
 from sarm2_spiral.pilot import Pilot
 from sarm2_spiral.residual_update import Tick
 from sarm2_spiral.wilson import Rate
 
 
 def evaluate(
-    pilot: Pilot, plan: Sequence[EpisodePlan], path: Path, workers: int, tick: Tick = lambda done, total: None
+    pilot: Pilot,
+    plan: Sequence[EpisodePlan],
+    path: Path,
+    collector: Collector,
+    tick: Tick = lambda done, total: None,
 ) -> Rate:
     """Let a policy try every scene of a plan. Episodes in the file are not done again."""
     path.parent.mkdir(parents=True, exist_ok=True)
     done = {row["seed"] for row in _rows(path)}
     missing = [entry for entry in plan if entry.seed not in done]
+    if not missing:
+        return success_rate(path, plan)
     with path.open("a") as file:
-        episodes = iterate_episodes(missing, workers if missing else 0, make=pilot.fly)
-        for entry, episode in zip(missing, episodes, strict=True):
+        for entry, episode in zip(missing, collector(missing, make=pilot.fly), strict=True):
             row = {"seed": entry.seed, "success": bool(episode.success), "frames": len(episode)}
             file.write(json.dumps(row) + "\n")
             file.flush()

@@ -34,7 +34,7 @@ from sarm2_client.client import RewardClient
 from sarm2_client.errors import Conflict, NotFound
 from sarm2_rollouts.episode_scorer import ServiceScorer, scores_of
 from sarm2_rollouts.episode_video import draw_video
-from sarm2_rollouts.metaworld_robot import EpisodePlan
+from sarm2_rollouts.metaworld_robot import Collector, EpisodePlan, iterate_episodes
 from sarm2_rollouts.run_record import RunRecord, finished_stages
 from sarm2_spiral import stages
 from sarm2_spiral.evaluation import evaluate
@@ -59,7 +59,7 @@ class SpiralRun:
         client: reaches the service, which gives rewards and embeddings.
         host, port: of that service, for the robots.
         own_model: whether the service serves `run.reward_model` and may reload it: without, no adaptation.
-        workers: robots at a time.
+        collector: makes the episodes: in processes of this machine, or on a cluster.
         console: where bars and tables go.
         metrics: told what comes out, stage by stage.
     """
@@ -69,7 +69,7 @@ class SpiralRun:
     host: str
     port: int
     own_model: bool = False
-    workers: int = 2
+    collector: Collector = iterate_episodes
     console: Console = field(default_factory=Console)
     metrics: LoopMetrics | None = None
 
@@ -151,7 +151,7 @@ class SpiralRun:
         """
         plan = self.run.evaluation_plan(episodes or self.run.config.loop.evaluation)
         with self._bar(f"evaluating {name}") as tick:
-            rate = evaluate(self.policy(name), plan, self.run.evaluation(name), self.workers, tick)
+            rate = evaluate(self.policy(name), plan, self.run.evaluation(name), self.collector, tick)
         if self.metrics is not None:
             self.metrics.judged(name, rate)
         self.console.print(
@@ -164,7 +164,9 @@ class SpiralRun:
 
     def _demos(self) -> None:
         run = self.run
-        stages.record_scripted(run.demo_plan(), run.demos, self.workers, self.console, rendered=run.rendered)
+        stages.record_scripted(
+            run.demo_plan(), run.demos, self.collector, self.console, rendered=run.rendered
+        )
         self._score(self.run.demos, "demos")
 
     def _clone(self, name: str, *, weighted: bool) -> None:
@@ -173,7 +175,7 @@ class SpiralRun:
 
     def _adapt(self) -> None:
         run = self.run
-        stages.record_scripted(run.remember_plan(), run.remember, self.workers, self.console)
+        stages.record_scripted(run.remember_plan(), run.remember, self.collector, self.console)
         if not (run.reward_model / "report" / "adaptation.json").exists():
             stages.adapt_reward_model(run, self.console)
         patiently(self.client.reload, tell=self._say)
@@ -183,7 +185,7 @@ class SpiralRun:
         policy = self.deployed(number - 1) if number else self.policy(self._first)
         pilot = replace(policy, explore=True, stream=self.run.rendered)
         root = self.run.round(number) / "rollouts"
-        stages.collect(pilot, self.run.rollout_plan(number), root, self.workers, self.console)
+        stages.collect(pilot, self.run.rollout_plan(number), root, self.collector, self.console)
 
     def _relabel(self, number: int) -> None:
         self._score(self.run.round(number) / "rollouts", f"round {number}")
@@ -203,7 +205,7 @@ class SpiralRun:
     def _trial(self, number: int) -> None:
         run, root = self.run, self.run.round(number) / "trial"
         pilot = replace(self._candidate(number), stream=run.rendered)
-        stages.collect(pilot, run.trial_plan(number), root, self.workers, self.console)
+        stages.collect(pilot, run.trial_plan(number), root, self.collector, self.console)
         self._score(root, f"trial {number}")
         decision = stages.decide(run, number, self._load(f"round{number}"), self._load(f"trial{number}"))
         word = "deployed" if decision.deployed else "not deployed"
@@ -269,6 +271,9 @@ class SpiralRun:
         return self.run.given or self.run.policy(name)
 
     def _pilot(self, base: Base, learner: Path | None) -> Pilot:
+        # Absolute: workers on other machines begin in folders of their own.
+        base = base.absolute() if isinstance(base, Path) else base
+        learner = learner and learner.absolute()
         return Pilot(self.run.kind, base, learner, self.run.config, self.host, self.port)
 
     # --- helpers ---------------------------------------------------------------------------------------

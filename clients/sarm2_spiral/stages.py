@@ -26,8 +26,9 @@ from sarm2_rollouts.lerobot_reader import Dataset, open_dataset
 from sarm2_rollouts.metaworld_robot import (
     ACTION_NAMES,
     STATE_NAMES,
+    Collector,
     EpisodePlan,
-    iterate_episodes,
+    MakeEpisode,
     make_planned,
 )
 from sarm2_rollouts.rabc import gain_weights, gains, rabc_weights
@@ -66,31 +67,34 @@ class Data:
 
 
 def record_scripted(
-    plan: Sequence[EpisodePlan], root: Path, workers: int, console: Console, *, rendered: bool = True
+    plan: Sequence[EpisodePlan],
+    root: Path,
+    collector: Collector,
+    console: Console,
+    *,
+    rendered: bool = True,
 ) -> None:
     """Episodes of the scripted expert, as a dataset."""
-    _record(plan, root, partial(make_planned, render=rendered), workers, console)
+    _record(plan, root, partial(make_planned, render=rendered), collector, console)
 
 
-def collect(pilot: Pilot, plan: Sequence[EpisodePlan], root: Path, workers: int, console: Console) -> None:
+def collect(
+    pilot: Pilot, plan: Sequence[EpisodePlan], root: Path, collector: Collector, console: Console
+) -> None:
     """Rollouts of a policy as a dataset, streamed to the service while they happen if the pilot does so."""
-    _record(plan, root, pilot.fly, workers, console)
+    _record(plan, root, pilot.fly, collector, console)
 
 
 def _record(
-    plan: Sequence[EpisodePlan],
-    root: Path,
-    make: Callable[[EpisodePlan], Episode],
-    workers: int,
-    console: Console,
+    plan: Sequence[EpisodePlan], root: Path, make: MakeEpisode, collector: Collector, console: Console
 ) -> None:
     if _is_dataset(root):
         return
 
     def source(missing: Sequence[Any]) -> Iterable[Episode]:
-        return iterate_episodes(missing, workers, make=make)
+        return collector(missing, make=make)
 
-    record(plan, root, "image", workers, source=source, state_names=STATE_NAMES, console=console)
+    record(plan, root, "image", source=source, state_names=STATE_NAMES, console=console)
 
 
 def score(run: SpiralFolder, root: Path, scorer: EpisodeScorer, tick: Tick, say: Say) -> None:

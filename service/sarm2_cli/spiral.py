@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TypeAlias
 
@@ -17,6 +18,7 @@ from sarm2_client.client import RewardClient
 from sarm2_client.errors import Conflict, InvalidInput
 
 if TYPE_CHECKING:
+    from sarm2_rollouts.metaworld_robot import Collector
     from sarm2_spiral.folder import SpiralFolder
     from sarm2_spiral.given_policy import GivenPolicy
     from sarm2_spiral.run import SpiralRun
@@ -68,6 +70,17 @@ Preset: TypeAlias = Annotated[str, typer.Option(help="`metaworld`, `published` o
 Seed: TypeAlias = Annotated[int, typer.Option(min=0, help="Of scenes, networks and batches.")]
 Out: TypeAlias = Annotated[Path, typer.Option("--out", "-o", help="Folder of the run.")]
 Workers: TypeAlias = Annotated[int, typer.Option(min=1, help="Robots at a time; one a core is best.")]
+Ray: TypeAlias = Annotated[
+    str | None,
+    typer.Option(
+        "--ray",
+        metavar="ADDRESS",
+        help="Make episodes on Ray: `local` (this machine), `auto`, or HOST:PORT of a cluster's head; needs "
+        "`sarm2[ray]` on every node. --workers are then CPUs of the cluster. --out must lie on a disk that "
+        "all nodes share, and the service be reachable from all of them: name it with --server, for one "
+        "that is started here answers this machine alone.",
+    ),
+]
 Adapt: TypeAlias = Annotated[
     bool, typer.Option(help="Adapt the reward model to rollouts of the first policy before the loop.")
 ]
@@ -86,6 +99,7 @@ def run(
     seed: Seed = 0,
     out: Out = RUNS,
     workers: Workers = 2,
+    ray: Ray = None,
     bundle: Bundle = None,
     server: Server = None,
     adapt: Adapt = True,
@@ -113,7 +127,7 @@ def run(
     preset = "quick" if quick else preset
     given = given_policy(policy, map_, policy_device)
     folder = planned(out, task, policy, rounds, reward, updater, preset, seed, adapt=adapt, given=given)
-    with reaching(folder, server, bundle, workers) as loop:
+    with reaching(folder, server, bundle, workers, ray) as loop:
         if metrics_port is not None:
             loop.metrics = LoopMetrics(folder.task)
             loop.metrics.serve(metrics_port)
@@ -131,6 +145,7 @@ def bc(
     seed: Seed = 0,
     out: Out = RUNS,
     workers: Workers = 2,
+    ray: Ray = None,
     bundle: Bundle = None,
     server: Server = None,
     adapt: Adapt = True,
@@ -148,7 +163,7 @@ def bc(
 
     given = given_policy(policy, map_, policy_device)
     folder = planned(out, task, policy, rounds, reward, updater, preset, seed, adapt=adapt, given=given)
-    with reaching(folder, server, bundle, workers) as loop:
+    with reaching(folder, server, bundle, workers, ray) as loop:
         loop.begin(resume=True)
         for kind in ("demos", "bc") if given is None else ("demos",):
             if kind not in finished_stages(out):
@@ -162,15 +177,15 @@ def offline(out: Out = RUNS, workers: Workers = 2, server: Server = None) -> Non
 
 
 @spiral.command()
-def adapt(out: Out = RUNS, workers: Workers = 2, server: Server = None) -> None:
+def adapt(out: Out = RUNS, workers: Workers = 2, ray: Ray = None, server: Server = None) -> None:
     """Adapt the run's reward model to the rollouts of pi_1, labelled once by the simulator."""
-    one_step(out, workers, server, "adapt")
+    one_step(out, workers, server, "adapt", ray=ray)
 
 
 @spiral.command()
-def collect(out: Out = RUNS, workers: Workers = 2, server: Server = None) -> None:
+def collect(out: Out = RUNS, workers: Workers = 2, ray: Ray = None, server: Server = None) -> None:
     """Collect the next rollouts, streaming them to the service: pi_1's, then the deployed policy's."""
-    one_step(out, workers, server, "collect")
+    one_step(out, workers, server, "collect", ray=ray)
 
 
 @spiral.command()
@@ -180,9 +195,9 @@ def relabel(out: Out = RUNS, workers: Workers = 2, server: Server = None) -> Non
 
 
 @spiral.command()
-def update(out: Out = RUNS, workers: Workers = 2, server: Server = None) -> None:
+def update(out: Out = RUNS, workers: Workers = 2, ray: Ray = None, server: Server = None) -> None:
     """Learn from all data so far; deploy the candidate if it holds its own in a trial."""
-    one_step(out, workers, server, "update", "trial")
+    one_step(out, workers, server, "update", "trial", ray=ray)
 
 
 @spiral.command()
@@ -195,10 +210,11 @@ def evaluate(
         int | None, typer.Option(min=1, help="Scenes; by default the preset's. Flown ones are kept.")
     ] = None,
     workers: Workers = 2,
+    ray: Ray = None,
     server: Server = None,
 ) -> None:
     """How often a policy of the run succeeds on fresh scenes, with Wilson's interval."""
-    with gone_on_with(out, workers, server) as loop:
+    with gone_on_with(out, workers, server, ray) as loop:
         loop.judge(policy, episodes)
 
 
@@ -253,9 +269,9 @@ def compare(
     typer.echo(f"numbers and tables in {report}")
 
 
-def one_step(out: Path, workers: int, server: str | None, *kinds: str) -> None:
+def one_step(out: Path, workers: int, server: str | None, *kinds: str, ray: str | None = None) -> None:
     """Do the next stage of each kind in the run at `out`."""
-    with gone_on_with(out, workers, server) as loop:
+    with gone_on_with(out, workers, server, ray) as loop:
         for kind in kinds:
             typer.echo(f"{loop.step(kind)}: done")
 
@@ -301,27 +317,28 @@ def planned(
 
 
 @contextmanager
-def gone_on_with(out: Path, workers: int, server: str | None) -> Iterator[SpiralRun]:
+def gone_on_with(out: Path, workers: int, server: str | None, ray: str | None = None) -> Iterator[SpiralRun]:
     """The run that was begun at `out`. Raises Conflict where there is none."""
     from sarm2_spiral.folder import SpiralFolder
 
     folder = SpiralFolder.of(out)
     if folder.rendered and server is None and not folder.reward_model.exists():
         raise Conflict(f"the run in {out} was begun with a service of its own; name it with --server")
-    with reaching(folder, server, None, workers) as loop:
+    with reaching(folder, server, None, workers, ray) as loop:
         yield loop
 
 
 @contextmanager
 def reaching(
-    folder: SpiralFolder, server: str | None, bundle: Path | None, workers: int
+    folder: SpiralFolder, server: str | None, bundle: Path | None, workers: int, ray: str | None = None
 ) -> Iterator[SpiralRun]:
     """A run with the service it asks: a given one, or one of its own with its own copy of the bundle."""
     from sarm2_spiral.run import SpiralRun
 
+    made_by = collector(workers, ray)
     if not folder.rendered:  # a state policy with a control for its reward asks no service
         with RewardClient() as client:
-            yield SpiralRun(folder, client, "127.0.0.1", 0, workers=workers)
+            yield SpiralRun(folder, client, "127.0.0.1", 0, collector=made_by)
         return
     if server is None:
         from sarm2_models.checkpoint import default_bundle
@@ -329,7 +346,17 @@ def reaching(
         keep_models(folder, bundle or default_bundle())
     own = bundle if server else folder.reward_model
     with served(server, own, reload=True) as (host, port), RewardClient(host=host, port=port) as client:
-        yield SpiralRun(folder, client, host, port, server is None, workers)
+        yield SpiralRun(folder, client, host, port, server is None, made_by)
+
+
+def collector(workers: int, ray: str | None) -> Collector:
+    """What makes a run's episodes: processes of this machine, or the Ray at an address."""
+    from sarm2_rollouts.metaworld_robot import iterate_episodes
+    from sarm2_rollouts.ray_collection import iterate_episodes_on_ray
+
+    if ray is None:
+        return partial(iterate_episodes, workers=workers)
+    return partial(iterate_episodes_on_ray, workers=workers, address=ray)
 
 
 def keep_models(folder: SpiralFolder, bundle: Path) -> None:

@@ -133,3 +133,11 @@ def test_spiral_says_what_is_wrong_and_leaves_nothing_behind(
     assert answer.returncode == 2, answer.stderr
     assert told in " ".join(answer.stderr.split())
     assert not (tmp_path / "out").exists()
+
+
+def test_episodes_on_ray_ask_for_ray(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    options = ["--quick", "--policy", "state", "--reward", "true", "--rounds", "0", "--ray", "local"]
+    answer = CliRunner().invoke(app, ["spiral", "run", *options, "--out", str(tmp_path / "out")])
+    assert isinstance(answer.exception, InvalidInput)
+    assert "sarm2[ray]" in answer.exception.message

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 from rich.console import Console
 
 from sarm2_client.client import RewardClient
+from sarm2_rollouts.metaworld_robot import iterate_episodes
 from sarm2_spiral.config import QUICK, SpiralConfig
 from sarm2_spiral.folder import SpiralFolder
 from sarm2_spiral.run import SpiralRun
@@ -20,4 +22,5 @@ SMALL = SpiralConfig(
 
 def quiet_run(folder: SpiralFolder, client: RewardClient) -> SpiralRun:
     """A run that prints nothing and makes its episodes in this process."""
-    return SpiralRun(folder, client, "127.0.0.1", 0, workers=0, console=Console(quiet=True))
+    here = partial(iterate_episodes, workers=0)
+    return SpiralRun(folder, client, "127.0.0.1", 0, collector=here, console=Console(quiet=True))

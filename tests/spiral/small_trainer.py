@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from sarm2_client.client import RewardClient
+from sarm2_rollouts.metaworld_robot import iterate_episodes
 from sarm2_spiral.folder import SpiralFolder
 from sarm2_spiral.run import SpiralRun
 from spiral.small_run import SMALL
@@ -30,4 +32,5 @@ def folder_at(root: Path) -> SpiralFolder:
 if __name__ == "__main__":
     root, port = Path(sys.argv[1]), int(sys.argv[2])
     with RewardClient(port=port) as client:
-        SpiralRun(folder_at(root), client, "127.0.0.1", port, workers=1).start(resume=True)
+        one = partial(iterate_episodes, workers=1)
+        SpiralRun(folder_at(root), client, "127.0.0.1", port, collector=one).start(resume=True)

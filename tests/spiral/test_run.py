@@ -6,13 +6,16 @@ import json
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
+import ray
 
 from sarm2_client.client import RewardClient
 from sarm2_client.errors import Conflict, NotFound
 from sarm2_rollouts.lerobot_reader import open_dataset
+from sarm2_rollouts.ray_collection import iterate_episodes_on_ray
 from sarm2_rollouts.run_record import finished_stages
 from sarm2_spiral import stages
 from sarm2_spiral.config import SpiralConfig
@@ -100,6 +103,20 @@ def test_a_run_that_stops_in_any_stage_goes_on_to_the_same_weights(
         with suppress(StoppedError):
             a_run(tmp_path / "run").start(resume=True)
     assert len(broken) == 12
+    assert weights(tmp_path / "run") == weights(finished.run.root)
+
+
+def test_a_run_on_ray_comes_to_the_same_weights(
+    finished: SpiralRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path.parent)
+    ray.init(address="local", num_cpus=1, include_dashboard=False, log_to_driver=False)
+    try:
+        monkeypatch.chdir(tmp_path)  # the workers stay where Ray was begun, as those of a cluster do
+        on_ray = partial(iterate_episodes_on_ray, workers=1, address="local")
+        replace(a_run(Path("run")), collector=on_ray).start(resume=False)
+    finally:
+        ray.shutdown()
     assert weights(tmp_path / "run") == weights(finished.run.root)
 
 
