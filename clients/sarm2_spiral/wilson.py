@@ -40,7 +40,9 @@ class Rate:
         n, p = self.trials, self.value
         middle = p + Z**2 / (2 * n)
         half = Z * math.sqrt(p * (1 - p) / n + Z**2 / (4 * n**2))
-        return min(1.0, max(0.0, (middle + side * half) / (1 + Z**2 / n)))
+        end = (middle + side * half) / (1 + Z**2 / n)
+        # Rounding may put the end of 0 of 6 a hair above 0, and so above the value itself.
+        return min(p, max(0.0, end)) if side < 0 else max(p, min(1.0, end))
 
     def as_json(self) -> dict[str, float | int]:
         """Plain numbers."""

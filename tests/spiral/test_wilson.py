@@ -25,3 +25,10 @@ def test_rates_of_several_seeds_add_up() -> None:
 def test_without_trials_nothing_is_known() -> None:
     assert math.isnan(Rate(0, 0).value)
     assert (Rate(0, 0).low, Rate(0, 0).high) == (0.0, 1.0)
+
+
+def test_the_interval_holds_its_value_to_the_last_bit() -> None:
+    for trials in range(1, 60):
+        for successes in range(trials + 1):
+            rate = Rate(successes, trials)
+            assert 0.0 <= rate.low <= rate.value <= rate.high <= 1.0
