@@ -48,6 +48,7 @@ def run_policy(
     image_size: int = IMAGE_SIZE,
     pictures: Pictures = "kept",
     watch: Callable[[Observation], None] | None = None,
+    done: Callable[[], bool] | None = None,
 ) -> Episode:
     """Let a policy try a task once: until it is done, or for `longest` frames.
 
@@ -59,6 +60,8 @@ def run_policy(
         image_size: side of the pictures in pixels.
         pictures: what is rendered.
         watch: called with every frame, before the policy acts on it.
+        done: whether to end, asked after every frame was watched. By default the simulator says so:
+            `FRAMES_AFTER_SUCCESS` frames after success.
 
     Returns:
         An episode of kind `policy` with labels and the actions taken; `success` is the simulator's
@@ -86,6 +89,6 @@ def run_policy(
                 robot.step(action)
             now = look(robot)
             after += take.success or after > 0
-            if after > FRAMES_AFTER_SUCCESS:
+            if after > FRAMES_AFTER_SUCCESS if done is None else done():
                 break
     return take.episode("policy", seed, {})

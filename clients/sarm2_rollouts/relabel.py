@@ -138,6 +138,11 @@ def relabel(
     )
 
 
+def forget_parts(root: Path) -> None:
+    """Throw away what was scored of a dataset and never joined."""
+    shutil.rmtree(root / PARTS, ignore_errors=True)
+
+
 def scored_by(root: Path) -> str | None:
     """The model that scored the dataset in a folder; None where none has."""
     path = root / PROGRESS_FILE

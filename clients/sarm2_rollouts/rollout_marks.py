@@ -58,8 +58,7 @@ def progress_of_marks(
     reach (nothing marked fast or slow, say, and yet it is to end at .8).
     """
     _check(segments, final)
-    slope_T = np.concatenate([np.full(one.end - one.start, SLOPES[one.mark]) for one in segments])
-    slope_T[0] = 0.0
+    slope_T = _slopes(segments)
     if catastrophe is not None:
         slope_T = slope_T[:catastrophe]
     walked_T = _walk(slope_T)
@@ -99,9 +98,8 @@ def marks_of(progress_T: Floats, fps: float) -> tuple[MarkedSegment, ...]:
 def as_marked(progress_T: Floats, fps: float) -> Floats:
     """A true curve as it comes out of a person's marks; the final progress is told exactly."""
     marks, final = marks_of(progress_T, fps), float(progress_T[-1])
-    slope_T = np.concatenate([np.full(one.end - one.start, SLOPES[one.mark]) for one in marks])
-    if _walk(slope_T)[-1] <= 0:
-        return np.zeros_like(progress_T)  # nothing came of it: whoever marks it says 0
+    if _walk(_slopes(marks))[-1] <= 0:  # it crept there, too slowly for any one stretch to show it
+        marks = (MarkedSegment("slow", 0, len(progress_T)),)
     return progress_of_marks(marks, final)
 
 
@@ -111,6 +109,13 @@ def _mark(change: float, mean: float) -> Mark:
     if change < STILL:
         return "adjust"
     return "fast" if change > mean else "slow"
+
+
+def _slopes(segments: Sequence[MarkedSegment]) -> npt.NDArray[np.float64]:
+    """Per frame (T,); nothing leads to the first one."""
+    slope_T = np.concatenate([np.full(one.end - one.start, SLOPES[one.mark]) for one in segments])
+    slope_T[0] = 0.0
+    return slope_T
 
 
 def _walk(slope_T: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:

@@ -42,7 +42,7 @@ class RunRecord:
         path, now = self.root / FILE, json.loads(json.dumps(self.settings))
         if not path.exists():
             self.root.mkdir(parents=True, exist_ok=True)
-            self._write({})
+            self._write({}, {})
             return
         if not resume:
             raise Conflict(
@@ -57,6 +57,13 @@ class RunRecord:
                 "on with it, or choose another folder with --out"
             )
 
+    @property
+    def whole(self) -> bool:
+        """Whether there is such a run, with these very settings."""
+        path = self.root / FILE
+        now = json.loads(json.dumps(self.settings))
+        return path.exists() and bool(json.loads(path.read_text())["settings"] == now)
+
     def do(self, stage: str, work: Callable[[], object], console: Console) -> None:
         """Do a stage unless it is finished, and note the seconds it took."""
         finished = finished_stages(self.root)
@@ -64,15 +71,25 @@ class RunRecord:
             console.print(f"[dim]{stage}: done before[/dim]", highlight=False)
             return
         console.rule(stage, align="left")
-        started = time.monotonic()
+        started, tries = time.monotonic(), tries_of_stages(self.root)
+        tries[stage] = tries.get(stage, 0) + 1
+        self._write(finished, tries)
         work()
-        self._write(finished | {stage: round(time.monotonic() - started, 1)})
+        self._write(finished | {stage: round(time.monotonic() - started, 1)}, tries)
 
-    def _write(self, finished: Mapping[str, float]) -> None:
+    def _write(self, finished: Mapping[str, float], tries: Mapping[str, int]) -> None:
         path = self.root / FILE
+        content = {"settings": self.settings, "finished": finished, "tries": tries}
         fresh = path.with_suffix(".new")
-        fresh.write_text(json.dumps({"settings": self.settings, "finished": finished}, indent=1) + "\n")
+        fresh.write_text(json.dumps(content, indent=1) + "\n")
         fresh.replace(path)
+
+
+def tries_of_stages(root: Path) -> dict[str, int]:
+    """How often each stage was begun. One that was begun twice took longer than its seconds, which are those
+    of the last try."""
+    path = root / FILE
+    return dict(json.loads(path.read_text()).get("tries", {})) if path.exists() else {}
 
 
 def finished_stages(root: Path) -> dict[str, float]:

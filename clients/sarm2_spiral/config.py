@@ -13,6 +13,10 @@ PolicyKind: TypeAlias = Literal["image", "state"]
 """What a policy sees: the service's frozen frame embeddings and the proprioceptive state, or, as a fast
 control, the true positions of object and goal."""
 
+Ends: TypeAlias = Literal["success", "service", "never"]
+"""Who ends a rollout before its time: the simulator, or the service, whose progress has to stay high; the
+loop learns from rollouts that its own source of rewards ended. `never`: they are flown to the end."""
+
 MonteCarlo: TypeAlias = Literal["return", "final_progress"]
 Weighting: TypeAlias = Literal["gain", "lerobot"]
 

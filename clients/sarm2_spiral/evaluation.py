@@ -25,7 +25,9 @@ def evaluate(
     missing = [entry for entry in plan if entry.seed not in done]
     if not missing:
         return success_rate(path, plan)
-    with path.open("a") as file:
+    with path.open("a+") as file:
+        if file.tell() and not path.read_text().endswith("\n"):
+            file.write("\n")  # after a torn line, which would take the next one with it
         for entry, episode in zip(missing, collector(missing, make=pilot.fly), strict=True):
             row = {"seed": entry.seed, "success": bool(episode.success), "frames": len(episode)}
             file.write(json.dumps(row) + "\n")

@@ -25,7 +25,7 @@ from sarm2_client.errors import InvalidInput
 from sarm2_rollouts.episode import EpisodeKind
 from sarm2_rollouts.metaworld_robot import SEED_BLOCK, EpisodePlan
 from sarm2_rollouts.run_record import settings_of
-from sarm2_spiral.config import PolicyKind, SpiralConfig
+from sarm2_spiral.config import Ends, PolicyKind, SpiralConfig
 from sarm2_spiral.given_policy import GivenPolicy
 from sarm2_spiral.progress import Reward
 
@@ -55,6 +55,7 @@ class SpiralFolder:
         kind: what a built-in policy sees, and the critics.
         seed: of scenes, networks and batches.
         reward: where rewards come from. updater: what becomes of them.
+        own_service: whether the service is the run's own, with its own reward model, which it may adapt.
         given: the base policy that other people trained, in the place of cloned ones.
 
     Raises InvalidInput for a given policy with an updater that clones, or with a kind other than `image`.
@@ -68,6 +69,7 @@ class SpiralFolder:
     reward: Reward = "service"
     updater: Updater = "residual"
     given: GivenPolicy | None = None
+    own_service: bool = True
 
     def __post_init__(self) -> None:
         if self.given is not None and (self.updater, self.kind) != ("residual", "image"):
@@ -81,6 +83,13 @@ class SpiralFolder:
     def rendered(self) -> bool:
         """Whether episodes need pictures: a state policy with a control for its reward looks at nothing."""
         return self.kind == "image" or self.reward == "service"
+
+    @property
+    def ends(self) -> Ends:
+        """Who ends the rollouts that the loop learns from: its own source of rewards."""
+        if self.reward == "service":
+            return "service"
+        return "success" if self.reward in ("true", "success") else "never"
 
     @property
     def demos(self) -> Path:
@@ -101,6 +110,13 @@ class SpiralFolder:
     def remember(self) -> Path:
         """Episodes of the kind that the reward model was trained on."""
         return self.root / "remember"
+
+    @property
+    def adapted(self) -> bool:
+        """Whether the served model is another than the first one."""
+        models = (self.first_model, self.reward_model)
+        first, served = ((place / "manifest.json").read_bytes() for place in models)
+        return first != served
 
     def remember_plan(self) -> list[EpisodePlan]:
         """Episodes of the kind that the reward model was trained on."""
@@ -171,7 +187,7 @@ class SpiralFolder:
         names = ("task", "policy", "seed", "reward", "updater")
         task, kind, seed, reward, updater = (found[name] for name in names)
         given = GivenPolicy.from_dict(found["given"]) if "given" in found else None
-        return cls(root, task, kind, seed, config, reward, updater, given)
+        return cls(root, task, kind, seed, config, reward, updater, given, found["own_service"])
 
     def settings(self) -> dict[str, Any]:
         """What must be equal for a run to be gone on with."""
@@ -181,6 +197,7 @@ class SpiralFolder:
             "seed": self.seed,
             "reward": self.reward,
             "updater": self.updater,
+            "own_service": self.own_service,
             "config": asdict(self.config),
             **({"given": asdict(self.given)} if self.given is not None else {}),
         }

@@ -39,7 +39,7 @@ class LoopMetrics:
             "believed_failures_ratio", "Share of a round's failures that end as if they were done", by_round
         )
 
-    def serve(self, port: int, host: str = "127.0.0.1") -> None:
+    def serve(self, port: int, host: str) -> None:
         """Answer scrapes of `/metrics` on a port until the process ends. Raises OSError where it is taken."""
         start_http_server(port, addr=host, registry=self.registry)
 
@@ -48,8 +48,13 @@ class LoopMetrics:
         self.success.labels(self._task, policy).set(rate.value)
 
     def collected(self, number: int, rollouts: Collected) -> None:
-        """A round's rollouts were scored. What cannot be said of them (no failure, say) is not exported."""
+        """A round's rollouts were scored. What cannot be said of them (no failure, say) is not exported.
+
+        What warns of reward hacking is told of the latest round alone: an earlier one is past mending.
+        """
         labels = (self._task, str(number))
+        self.success_auc.clear()
+        self.believed_failures.clear()
         self.rollout_success.labels(*labels).set(rollouts.success)
         self.final_progress.labels(*labels).set(rollouts.final_progress)
         if rollouts.auc is not None:

@@ -2,29 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import TypeAlias
 
 import torch
 
+from sarm2_client.client import Episode as LiveEpisode
 from sarm2_client.client import RewardClient
 from sarm2_rollouts.episode import Episode
 from sarm2_rollouts.metaworld_robot import ACTION_NAMES, CAMERAS, FPS, EpisodePlan, Observation
-from sarm2_rollouts.policy_rollout import Pictures, run_policy
+from sarm2_rollouts.policy_rollout import run_policy
 from sarm2_rollouts.tasks import TASKS
 from sarm2_spiral.base_policy import BasePolicy
 from sarm2_spiral.checkpoint import load_weights
-from sarm2_spiral.config import PolicyKind, SpiralConfig
+from sarm2_spiral.config import Ends, PolicyKind, SpiralConfig
 from sarm2_spiral.driver import Driver
 from sarm2_spiral.features import Features, ImageFeatures, StateFeatures
 from sarm2_spiral.flow_policy import FlowPolicy
 from sarm2_spiral.given_policy import GivenPolicy
 from sarm2_spiral.patience import patiently
 from sarm2_spiral.residual import Learner
+
+DONE, DONE_FRAMES = 0.95, 8
+"""A rollout is done when the service has said this progress or more for so many frames in a row."""
 
 Base: TypeAlias = Path | GivenPolicy
 """A base policy: the weights of a built-in one, or one that other people trained."""
@@ -40,6 +42,7 @@ class Pilot:
         host, port: of the service; a state policy that streams nothing needs none.
         explore: whether actions are noisy, as the loop's exploration has it.
         stream: whether every frame goes to the service as it happens.
+        ends: who ends its rollouts; the service only where they are streamed.
     """
 
     kind: PolicyKind
@@ -50,6 +53,7 @@ class Pilot:
     port: int
     explore: bool = False
     stream: bool = False
+    ends: Ends = "success"
 
     def fly(self, entry: EpisodePlan) -> Episode:
         """One rollout; for worker processes. A rollout that the service's absence broke is done again."""
@@ -58,25 +62,15 @@ class Pilot:
 
     def _fly(self, entry: EpisodePlan) -> Episode:
         driver = self._driver(entry.seed)
-        longest = self.config.loop.longest
+        run = partial(run_policy, entry.task_name, driver, entry.seed, longest=self.config.loop.longest)
+        never = None if self.ends == "success" else _never
         if not self.stream:
-            pictures: Pictures = "looked_at" if self.kind == "image" else "none"
-            return run_policy(entry.task_name, driver, entry.seed, longest=longest, pictures=pictures)
-        with ExitStack() as stack:
-            watch = self._streaming(entry, stack)
-            return run_policy(entry.task_name, driver, entry.seed, longest=longest, watch=watch)
-
-    def _streaming(self, entry: EpisodePlan, stack: ExitStack) -> Callable[[Observation], None]:
-        live = stack.enter_context(
-            client_of(self.host, self.port).episode(
-                TASKS[entry.task_name].instruction, FPS, CAMERAS, qos="batch", source="rollout"
-            )
-        )
-
-        def watch(now: Observation) -> None:
-            live.push(now.images, now.state_S)
-
-        return watch
+            return run(pictures="looked_at" if self.kind == "image" else "none", done=never)
+        instruction = TASKS[entry.task_name].instruction
+        client = client_of(self.host, self.port)
+        with client.episode(instruction, FPS, CAMERAS, qos="batch", source="rollout") as live:
+            verdict = Verdict(live)
+            return run(watch=verdict.watch, done=verdict.done if self.ends == "service" else never)
 
     def _driver(self, seed: int) -> Driver:
         loop, update = self.config.loop, self.config.update
@@ -96,6 +90,29 @@ class Pilot:
         if self.kind == "state":
             return StateFeatures()
         return ImageFeatures(client_of(self.host, self.port), CAMERAS)
+
+
+class Verdict:
+    """The service's word on whether a rollout is done.
+
+    Every frame waits for its score: a rollout then ends at the same frame however busy the service is.
+    """
+
+    def __init__(self, live: LiveEpisode) -> None:
+        self._live, self._high = live, 0
+
+    def watch(self, now: Observation) -> None:
+        """Score a frame."""
+        progress = self._live.step(now.images, now.state_S).progress
+        self._high = self._high + 1 if progress >= DONE else 0
+
+    def done(self) -> bool:
+        """Whether progress has stayed high."""
+        return self._high >= DONE_FRAMES
+
+
+def _never() -> bool:
+    return False
 
 
 @lru_cache(maxsize=4)

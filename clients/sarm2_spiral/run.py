@@ -37,7 +37,7 @@ from sarm2_rollouts.episode_video import draw_video
 from sarm2_rollouts.metaworld_robot import Collector, EpisodePlan, iterate_episodes
 from sarm2_rollouts.run_record import RunRecord, finished_stages
 from sarm2_spiral import stages
-from sarm2_spiral.evaluation import evaluate
+from sarm2_spiral.evaluation import evaluate, success_rate
 from sarm2_spiral.folder import SpiralFolder
 from sarm2_spiral.metrics import LoopMetrics
 from sarm2_spiral.patience import patiently
@@ -58,7 +58,6 @@ class SpiralRun:
         run: its folder and settings.
         client: reaches the service, which gives rewards and embeddings.
         host, port: of that service, for the robots.
-        own_model: whether the service serves `run.reward_model` and may reload it: without, no adaptation.
         collector: makes the episodes: in processes of this machine, or on a cluster.
         console: where bars and tables go.
         metrics: told what comes out, stage by stage.
@@ -68,7 +67,6 @@ class SpiralRun:
     client: RewardClient
     host: str
     port: int
-    own_model: bool = False
     collector: Collector = iterate_episodes
     console: Console = field(default_factory=Console)
     metrics: LoopMetrics | None = None
@@ -81,6 +79,7 @@ class SpiralRun:
             ConnectionLost: the service was away for longer than `OUTAGE_S`; what was finished is kept.
         """
         self.begin(resume=resume)
+        self._tell_again()
         for name, work in self.plan():
             self._record.do(name, work, self.console)
         return self.run.report / "report.html"
@@ -91,23 +90,42 @@ class SpiralRun:
             load_base(self.run.given, self.run.config)
         self._record.open(resume=resume)
 
-    def step(self, kind: str) -> str:
-        """Do the next stage of a kind: `collect` does `collect 2` once round 1 is through. Returns its name.
+    def step(self, *kinds: str) -> list[str]:
+        """Do the next stages, as long as they are of these kinds: `collect` does `collect 2` once round 1 is
+        through, `update` and `trial` a whole update, or what a kill has left of it. Returns their names.
 
         Raises Conflict where another stage has to come first (an evaluation never has), or none is left.
         """
-        finished, plan = finished_stages(self.run.root), self.plan()
-        if all(name.split()[0] != kind for name, _ in plan):
-            raise Conflict(f"{kind}: the run in {self.run.root} has no such stage")
+        plan = self.plan()
+        if all(name.split()[0] not in kinds for name, _ in plan):
+            raise Conflict(f"{kinds[0]}: the run in {self.run.root} has no such stage")
+        done: list[str] = []
         for name, work in plan:
-            if name in finished:
+            if name in finished_stages(self.run.root) or name.startswith("evaluate"):
                 continue
-            if name.split()[0] == kind:
-                self._record.do(name, work, self.console)
-                return name
-            if not name.startswith("evaluate"):
-                raise Conflict(f"{kind}: the stage {name!r} of {self.run.root} has to come first")
-        raise Conflict(f"{kind}: every such stage of {self.run.root} is done")
+            if name.split()[0] not in kinds:
+                if done:
+                    return done
+                raise Conflict(f"{kinds[0]}: the stage {name!r} of {self.run.root} has to come first")
+            self._record.do(name, work, self.console)
+            done.append(name)
+        if not done:
+            raise Conflict(f"{kinds[0]}: every such stage of {self.run.root} is done")
+        return done
+
+    def write_report(self) -> Path:
+        """The report of a run whose rounds are through, with what was evaluated so far. Returns its page.
+
+        Raises Conflict where a round is not through yet.
+        """
+        finished = finished_stages(self.run.root)
+        missing = [
+            n for n, _ in self.plan() if n not in finished and not n.startswith(("evaluate", "report"))
+        ]
+        if missing:
+            raise Conflict(f"report: the stage {missing[0]!r} of {self.run.root} has to come first")
+        self._report()
+        return self.run.report / "report.html"
 
     def plan(self) -> list[tuple[str, Callable[[], object]]]:
         """Every stage in its order, by name."""
@@ -117,7 +135,7 @@ class SpiralRun:
             *self._first_policies(),
             ("collect 0", partial(self._collect, 0)),
         ]
-        if self.own_model and self.run.config.loop.adapt and self.run.reward == "service":
+        if self.run.own_service and self.run.config.loop.adapt and self.run.reward == "service":
             found.append(("adapt", self._adapt))
         found.append(("relabel 0", partial(self._relabel, 0)))
         for number in range(1, rounds + 1):
@@ -160,6 +178,18 @@ class SpiralRun:
         )
         return rate
 
+    def _tell_again(self) -> None:
+        """Metrics of what an earlier start has finished."""
+        if self.metrics is None:
+            return
+        for name in finished_stages(self.run.root):
+            kind, _, what = name.partition(" ")
+            if kind == "evaluate":
+                plan = self.run.evaluation_plan(self.run.config.loop.evaluation)
+                self.metrics.judged(what, success_rate(self.run.evaluation(what), plan))
+            elif kind == "relabel" and int(what) > 0:
+                self.metrics.collected(int(what), collected(self.run, int(what)))
+
     # --- stages ----------------------------------------------------------------------------------------
 
     def _demos(self) -> None:
@@ -176,25 +206,27 @@ class SpiralRun:
     def _adapt(self) -> None:
         run = self.run
         stages.record_scripted(run.remember_plan(), run.remember, self.collector, self.console)
-        if not (run.reward_model / "report" / "adaptation.json").exists():
+        if not run.adapted:
             stages.adapt_reward_model(run, self.console)
         patiently(self.client.reload, tell=self._say)
         self._score(run.demos, "demos again")
 
     def _collect(self, number: int) -> None:
         policy = self.deployed(number - 1) if number else self.policy(self._first)
-        pilot = replace(policy, explore=True, stream=self.run.rendered)
+        pilot = replace(policy, explore=True, stream=self.run.rendered, ends=self.run.ends)
         root = self.run.round(number) / "rollouts"
         stages.collect(pilot, self.run.rollout_plan(number), root, self.collector, self.console)
 
     def _relabel(self, number: int) -> None:
         self._score(self.run.round(number) / "rollouts", f"round {number}")
-        if self.metrics is not None:
+        if self.metrics is not None and number > 0:
             self.metrics.collected(number, collected(self.run, number))
 
     def _update(self, number: int) -> None:
         run, tried = self.run, [f"trial{past}" for past in range(1, number)]
         seen = ["demos", *(f"round{past}" for past in range(number + 1)), *tried]
+        for name in seen:  # scores of two models are never mixed: the service may have another one now
+            self._score(self._place(name), name)
         data = [self._load(name) for name in seen]
         with self._bar(f"update, round {number}") as tick:
             if run.updater == "rabc":
@@ -204,7 +236,7 @@ class SpiralRun:
 
     def _trial(self, number: int) -> None:
         run, root = self.run, self.run.round(number) / "trial"
-        pilot = replace(self._candidate(number), stream=run.rendered)
+        pilot = replace(self._candidate(number), stream=run.rendered, ends=run.ends)
         stages.collect(pilot, run.trial_plan(number), root, self.collector, self.console)
         self._score(root, f"trial {number}")
         decision = stages.decide(run, number, self._load(f"round{number}"), self._load(f"trial{number}"))
@@ -224,7 +256,8 @@ class SpiralRun:
             for name, pilot in ((first, self.policy(self._first)), ("improved", self.deployed(rounds))):
                 path = self.run.report / f"{name}_{number}.mp4"
                 episode = replace(pilot, stream=True).fly(entry)
-                draw_video(path, episode, scores_of(self.client, episode))
+                scores = patiently(partial(scores_of, self.client, episode), tell=self._say)
+                draw_video(path, episode, scores)
                 films[f"{name} policy, scene {number}: {'success' if episode.success else 'failure'}"] = path
         return films
 
@@ -282,14 +315,17 @@ class SpiralRun:
     def _record(self) -> RunRecord:
         return RunRecord(self.run.root, self.run.settings(), "run")
 
+    def _place(self, name: str) -> Path:
+        """Where the dataset of this name lies: `demos`, `roundK`, `trialK`."""
+        if name == "demos":
+            return self.run.demos
+        what, number = ("rollouts", name[5:]) if name.startswith("round") else ("trial", name[5:])
+        return self.run.round(int(number)) / what
+
     def _load(self, name: str) -> stages.Data:
-        """A dataset by the name of its features."""
-        places = {"demos": self.run.demos}
-        for number in range(self.run.config.loop.rounds + 1):
-            places[f"round{number}"] = self.run.round(number) / "rollouts"
-            places[f"trial{number}"] = self.run.round(number) / "trial"
+        """A dataset by its name."""
         pilot = self._pilot(self._base("bc"), None)
-        return stages.load(self.run, name, places[name], pilot, self._say)
+        return stages.load(self.run, name, self._place(name), pilot, self._say)
 
     def _score(self, root: Path, name: str) -> None:
         with self._bar(f"scoring {name}") as tick:

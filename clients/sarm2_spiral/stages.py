@@ -19,9 +19,9 @@ import numpy as np
 import torch
 from rich.console import Console
 
-from sarm2_client.errors import InvalidInput, ModelFailed
+from sarm2_client.errors import InvalidInput, ModelFailed, WaitTimeout
 from sarm2_rollouts.episode import Episode
-from sarm2_rollouts.episode_scorer import EpisodeScorer
+from sarm2_rollouts.episode_scorer import EpisodeScorer, EpisodeScores
 from sarm2_rollouts.lerobot_reader import Dataset, open_dataset
 from sarm2_rollouts.metaworld_robot import (
     ACTION_NAMES,
@@ -33,7 +33,8 @@ from sarm2_rollouts.metaworld_robot import (
 )
 from sarm2_rollouts.rabc import gain_weights, gains, rabc_weights
 from sarm2_rollouts.recorder import record
-from sarm2_rollouts.relabel import relabel, scored_by
+from sarm2_rollouts.relabel import forget_parts, relabel, scored_by
+from sarm2_rollouts.with_parent import ending_with_me
 from sarm2_spiral.checkpoint import save_weights
 from sarm2_spiral.cloning import clone
 from sarm2_spiral.folder import SpiralFolder
@@ -101,10 +102,27 @@ def score(run: SpiralFolder, root: Path, scorer: EpisodeScorer, tick: Tick, say:
     """The service's progress beside a dataset; where rewards come from elsewhere, none is asked for."""
     if run.reward != "service":
         return
-    model = patiently(lambda: scorer.model, tell=say)
-    if model != scored_by(root):
-        dataset, chunk = open_dataset(root), run.config.loop.gain_frames
-        patiently(lambda: relabel(dataset, scorer, chunk=chunk, tick=tick), tell=say)
+    patient = PatientScorer(scorer, say)
+    if patient.model == scored_by(root):
+        forget_parts(root)  # a kill may have left some of another model's
+    else:
+        relabel(open_dataset(root), patient, chunk=run.config.loop.gain_frames, tick=tick)
+
+
+class PatientScorer:
+    """A scorer that waits for a service that is away, from one episode to the next anew."""
+
+    def __init__(self, scorer: EpisodeScorer, say: Say) -> None:
+        self._scorer, self._say = scorer, say
+
+    @property
+    def model(self) -> str:
+        """The scorer's model."""
+        return patiently(lambda: self._scorer.model, tell=self._say)
+
+    def score(self, episode: Episode) -> EpisodeScores:
+        """One score a frame."""
+        return patiently(lambda: self._scorer.score(episode), tell=self._say)
 
 
 def adapt_reward_model(run: SpiralFolder, console: Console) -> None:
@@ -112,7 +130,12 @@ def adapt_reward_model(run: SpiralFolder, console: Console) -> None:
     command = [sys.executable, "-m", "sarm2_cli.main", "adapt", str(run.round(0) / "rollouts")]
     command += ["--training", str(run.remember), "--bundle", str(run.first_model)]
     command += ["--out", str(run.reward_model), "--seed", str(run.seed)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=ADAPT_TIMEOUT_S)  # noqa: S603  # ours
+    try:
+        done = subprocess.run(  # noqa: S603  # ours
+            command, capture_output=True, text=True, timeout=ADAPT_TIMEOUT_S, env=ending_with_me()
+        )
+    except subprocess.TimeoutExpired as error:
+        raise WaitTimeout(f"waited {ADAPT_TIMEOUT_S:.0f} s for the adaptation", field="adapt") from error
     if done.returncode != 0:
         raise ModelFailed(f"the adaptation ended with {done.returncode}: {done.stderr.strip()[-500:]}")
     console.print(done.stdout, highlight=False)
@@ -132,13 +155,14 @@ def load(run: SpiralFolder, name: str, root: Path, pilot: Pilot, say: Say) -> Da
         fresh.replace(path)
     features_NF = np.load(path, allow_pickle=False)
     episodes = list(open_dataset(root, pictures=False))
+    smooth = 0.0 if run.reward == "success" else run.config.loop.smooth  # a verdict is no curve
     return Data(
         name=name,
         root=root,
         tasks=[episode.task for episode in episodes],
         features=np.split(features_NF, np.cumsum(lengths)[:-1]),
         actions=[_actions(episode) for episode in episodes],
-        progress=[smoothed(curve_T, run.config.loop.smooth) for curve_T in rewards(run, root)],
+        progress=[smoothed(curve_T, smooth) for curve_T in rewards(run, root)],
         demo=root == run.demos,
     )
 
@@ -169,6 +193,8 @@ def frame_weights(run: SpiralFolder, curves: Sequence[Float32Array]) -> list[Flo
     loop = run.config.loop
     if run.reward == "uniform":
         return [np.ones(len(curve_T), dtype=np.float32) for curve_T in curves]
+    if run.reward == "success":  # a verdict says nothing of single frames: whole episodes count, or do not
+        return [np.full(len(curve_T), curve_T[-1], dtype=np.float32) for curve_T in curves]
     gain_N = np.concatenate([gains(curve_T, loop.gain_frames) for curve_T in curves])
     weight_N = gain_weights(gain_N, loop.kappa) if loop.weighting == "gain" else rabc_weights(gain_N)
     return np.split(weight_N, np.cumsum([len(curve_T) for curve_T in curves])[:-1])
@@ -232,7 +258,9 @@ def decide(run: SpiralFolder, number: int, rollouts: Data, trial: Data) -> Decis
     before = float(np.mean([rollouts.progress[place][-1] for place in places]))
     after = float(np.mean([curve_T[-1] for curve_T in trial.progress]))
     decision = Decision(before, after, after >= before - run.config.loop.margin)
-    path.write_text(json.dumps(vars(decision)))
+    fresh = path.with_suffix(".new")
+    fresh.write_text(json.dumps(vars(decision)))
+    fresh.replace(path)
     return decision
 
 

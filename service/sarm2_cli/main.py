@@ -19,6 +19,7 @@ from sarm2_cli.serve import serve
 from sarm2_cli.spiral import spiral
 from sarm2_cli.train import train
 from sarm2_client.errors import Sarm2Error
+from sarm2_rollouts.with_parent import end_with_parent
 
 app = typer.Typer(
     name="sarm2",
@@ -36,6 +37,7 @@ app.add_typer(spiral, name="spiral")
 
 def main() -> None:
     """Run the command line. Exit codes: 0 done, 1 a check failed, 2 wrong input, 130 interrupted."""
+    end_with_parent()
     try:
         app()
     except Sarm2Error as error:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import socket
 import subprocess
 import sys
@@ -15,6 +14,7 @@ from urllib.error import URLError
 from urllib.request import urlopen
 
 from sarm2_client.errors import ConnectionLost, WaitTimeout
+from sarm2_rollouts.with_parent import ending_with_me
 
 DEFAULT_PORT = 8765
 READY_TIMEOUT_S = 120.0
@@ -52,7 +52,7 @@ class ServerProcess:
             command.append("--allow-reload")
         # A session of its own: Ctrl-C reaches this process alone, and the server is then ended in order.
         self._process = subprocess.Popen(  # noqa: S603  # our own command, no shell
-            command, stdout=self._log, stderr=subprocess.STDOUT, start_new_session=True, env=os.environ
+            command, stdout=self._log, stderr=subprocess.STDOUT, start_new_session=True, env=ending_with_me()
         )
         try:
             self._wait_until_ready(self._process)

@@ -114,6 +114,9 @@ def run(
     metrics_port: Annotated[
         int | None, typer.Option(min=1, max=65535, help="Answer Prometheus here: success, reward hacking.")
     ] = None,
+    metrics_host: Annotated[
+        str, typer.Option(help="Where --metrics-port listens; 0.0.0.0 for a Prometheus elsewhere.")
+    ] = "127.0.0.1",
 ) -> None:
     """The whole figure: clone, update offline, then collect and update in a loop, with nobody in it.
 
@@ -126,11 +129,13 @@ def run(
 
     preset = "quick" if quick else preset
     given = given_policy(policy, map_, policy_device)
-    folder = planned(out, task, policy, rounds, reward, updater, preset, seed, adapt=adapt, given=given)
+    folder = planned(
+        out, task, policy, rounds, reward, updater, preset, seed, adapt=adapt, given=given, own=server is None
+    )
     with reaching(folder, server, bundle, workers, ray) as loop:
         if metrics_port is not None:
             loop.metrics = LoopMetrics(folder.task)
-            loop.metrics.serve(metrics_port)
+            loop.metrics.serve(metrics_port, metrics_host)
         typer.echo(f"report: {loop.start(resume=resume)}")
 
 
@@ -159,15 +164,13 @@ def bc(
     `sarm2 spiral run --resume` with the options of `bc` does all that is left. A trained policy (`--policy
     lerobot:...`, `openpi:...`) is not cloned: only the demonstrations are made, and `offline` falls away.
     """
-    from sarm2_rollouts.run_record import finished_stages
-
     given = given_policy(policy, map_, policy_device)
-    folder = planned(out, task, policy, rounds, reward, updater, preset, seed, adapt=adapt, given=given)
+    folder = planned(
+        out, task, policy, rounds, reward, updater, preset, seed, adapt=adapt, given=given, own=server is None
+    )
     with reaching(folder, server, bundle, workers, ray) as loop:
         loop.begin(resume=True)
-        for kind in ("demos", "bc") if given is None else ("demos",):
-            if kind not in finished_stages(out):
-                loop.step(kind)
+        loop.step("demos", *(["bc"] if given is None else []))
 
 
 @spiral.command()
@@ -220,8 +223,9 @@ def evaluate(
 
 @spiral.command()
 def report(out: Out = RUNS, workers: Workers = 2, server: Server = None) -> None:
-    """Write the report of a run whose rounds are done: success, curves, advantages, films."""
-    one_step(out, workers, server, "report")
+    """Write the report of a run whose rounds are through: success so far, curves, advantages, films."""
+    with gone_on_with(out, workers, server) as loop:
+        typer.echo(f"report: {loop.write_report()}")
 
 
 @spiral.command()
@@ -272,8 +276,7 @@ def compare(
 def one_step(out: Path, workers: int, server: str | None, *kinds: str, ray: str | None = None) -> None:
     """Do the next stage of each kind in the run at `out`."""
     with gone_on_with(out, workers, server, ray) as loop:
-        for kind in kinds:
-            typer.echo(f"{loop.step(kind)}: done")
+        typer.echo(f"done: {', '.join(loop.step(*kinds))}")
 
 
 def given_policy(policy: str, inputs: list[str] | None, device: str) -> GivenPolicy | None:
@@ -298,6 +301,7 @@ def planned(
     *,
     adapt: bool,
     given: GivenPolicy | None = None,
+    own: bool = True,
 ) -> SpiralFolder:
     """The folder of a run by its options. Raises NotFound or InvalidInput for values that are none."""
     from sarm2_cli.record import one_of
@@ -313,7 +317,7 @@ def planned(
     (kind,) = one_of("policy", policy, ["image", "state"]) if given is None else ("image",)
     (source,) = one_of("reward", reward, list(REWARDS))
     (kept,) = one_of("updater", updater, ["residual", "rabc"])
-    return SpiralFolder(out, name, kind, seed, config, source, kept, given)  # type: ignore[arg-type]
+    return SpiralFolder(out, name, kind, seed, config, source, kept, given, own)  # type: ignore[arg-type]
 
 
 @contextmanager
@@ -322,8 +326,13 @@ def gone_on_with(out: Path, workers: int, server: str | None, ray: str | None = 
     from sarm2_spiral.folder import SpiralFolder
 
     folder = SpiralFolder.of(out)
-    if folder.rendered and server is None and not folder.reward_model.exists():
-        raise Conflict(f"the run in {out} was begun with a service of its own; name it with --server")
+    if folder.rendered and folder.own_service != (server is None):
+        wrong = (
+            "with its own service; leave --server out"
+            if folder.own_service
+            else "through a service; name it with --server"
+        )
+        raise Conflict(f"the run in {out} was begun {wrong}")
     with reaching(folder, server, None, workers, ray) as loop:
         yield loop
 
@@ -340,13 +349,17 @@ def reaching(
         with RewardClient() as client:
             yield SpiralRun(folder, client, "127.0.0.1", 0, collector=made_by)
         return
+    if server is None and ray not in (None, "local"):
+        raise InvalidInput(
+            f"--ray {ray}: robots elsewhere cannot reach a service that is started here; name a running one "
+            "with --server",
+            field="ray",
+        )
     if server is None:
-        from sarm2_models.checkpoint import default_bundle
-
-        keep_models(folder, bundle or default_bundle())
+        keep_models(folder, bundle)
     own = bundle if server else folder.reward_model
     with served(server, own, reload=True) as (host, port), RewardClient(host=host, port=port) as client:
-        yield SpiralRun(folder, client, host, port, server is None, made_by)
+        yield SpiralRun(folder, client, host, port, made_by)
 
 
 def collector(workers: int, ray: str | None) -> Collector:
@@ -359,8 +372,18 @@ def collector(workers: int, ray: str | None) -> Collector:
     return partial(iterate_episodes_on_ray, workers=workers, address=ray)
 
 
-def keep_models(folder: SpiralFolder, bundle: Path) -> None:
-    """The run's own copies of its reward model: the first one, and the one that is served and may change."""
+def keep_models(folder: SpiralFolder, bundle: Path | None) -> None:
+    """The run's own copies of its reward model: the first one, and the one that is served and may change.
+
+    Raises Conflict for a bundle that is not the one that the run was begun with.
+    """
+    from sarm2_models.checkpoint import default_bundle
+
+    if bundle is not None and folder.first_model.exists():
+        before, now = ((place / "manifest.json").read_bytes() for place in (folder.first_model, bundle))
+        if before != now:
+            raise Conflict(f"the run in {folder.root} was begun with another bundle; leave --bundle out")
+    bundle = bundle or default_bundle()
     for place in (folder.first_model, folder.reward_model):
         if not place.exists():
             fresh = place.with_name(f".{place.name}.new")

@@ -94,6 +94,15 @@ def test_too_few_episodes_are_refused(folders: tuple[Path, Path], tmp_path: Path
         adapt(default_bundle(), dataset(tmp_path / "few", "perturbed", 3), folders[1], tmp_path / "rm2")
 
 
+def test_what_another_adaptation_left_is_not_gone_on_with(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    rollouts, out = tmp_path / "few", tmp_path / "rm2"
+    with pytest.raises(InvalidInput, match="got 3"):
+        adapt(default_bundle(), dataset(rollouts, "perturbed", 3), folders[1], out)
+    plan = replace(SHORT, stage_steps=1, value_steps=1)
+    report = adapt(default_bundle(), *folders, out, plan=plan)
+    assert report["rollouts"]["learned"] == 6
+
+
 def test_every_kind_is_learned_from_calibrated_on_and_measured() -> None:
     kind_N = np.tile([0, 2], 16)  # demonstrations and rollouts in turn
     held_N, turn_N = _held_out(kind_N)

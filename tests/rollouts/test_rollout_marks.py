@@ -67,10 +67,20 @@ def test_marks_bring_a_curve_back_roughly_and_its_end_exactly() -> None:
         steps = np.repeat(rng.choice([0.0, 0.01, 0.02, -0.01], size=8), 10)
         truth_T = np.clip(np.cumsum(steps), 0, 1).astype(np.float32)
         curve_T = as_marked(truth_T, fps=10)
-        if curve_T.any():
+        if truth_T[-1] > 0:
             assert curve_T[-1] == pytest.approx(truth_T[-1], abs=1e-6)
         assert np.abs(curve_T - truth_T).mean() < 0.05
 
 
-def test_a_rollout_in_which_nothing_happens_is_zero() -> None:
-    assert not as_marked(np.full(30, 0.01, np.float32), fps=10).any()
+def test_a_rollout_in_which_nothing_happens_ends_where_it_was_told() -> None:
+    curve_T = as_marked(np.full(30, 0.01, np.float32), fps=10)
+    assert curve_T.max() == curve_T[-1] == pytest.approx(0.01)
+    assert not as_marked(np.zeros(30, np.float32), fps=10).any()
+
+
+def test_a_slow_creep_and_a_short_start_end_where_they_were_told() -> None:
+    creep = np.linspace(0, 0.4, 120, dtype=np.float32)  # .017 in half a second
+    assert as_marked(creep, fps=10)[-1] == pytest.approx(0.4)
+    steps = [0.02] * 5 + [-0.01] * 8
+    start = np.cumsum(steps).astype(np.float32)
+    assert as_marked(start, fps=10)[-1] == pytest.approx(start[-1], abs=1e-6)

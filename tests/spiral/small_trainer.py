@@ -26,7 +26,7 @@ CONFIG = replace(
 
 def folder_at(root: Path) -> SpiralFolder:
     """The run that is trained there."""
-    return SpiralFolder(root, "drawer-open", "state", 7, CONFIG)
+    return SpiralFolder(root, "drawer-open", "state", 7, CONFIG, own_service=False)
 
 
 if __name__ == "__main__":

@@ -13,9 +13,10 @@ import pytest
 from rich.console import Console
 
 from sarm2_client.client import RewardClient
-from sarm2_rollouts.run_record import finished_stages
+from sarm2_client.errors import Conflict
+from sarm2_rollouts.run_record import RunRecord, finished_stages
 from sarm2_spiral.comparison.bars import auc_bar, loop_bar, minutes_bar, success_bar
-from sarm2_spiral.comparison.cells import CONTROLLED, DEMOS, MAIN, Cell, cells
+from sarm2_spiral.comparison.cells import CONTROLLED, DEMOS, MAIN, Arm, Cell, cells
 from sarm2_spiral.comparison.run import Comparison, inherit
 from sarm2_spiral.config import METAWORLD
 from sarm2_spiral.folder import SpiralFolder
@@ -73,11 +74,54 @@ def test_a_run_inherits_what_it_would_make_just_the_same(tmp_path: Path) -> None
         with reach(folder) as run:
             run.start(resume=False)
     inherit(heir, first)
+    taken = heir.root / "policies" / "bc.safetensors"
+    before = taken.stat().st_mtime_ns
     assert finished_stages(heir.root) == {}
     with reach(heir) as run:
         run.start(resume=True)
+    assert taken.stat().st_mtime_ns == before, "pi_1 was cloned again"
     for name in ("policies/bc.safetensors", "policies/offline.safetensors", "rounds/1/learner.safetensors"):
         assert (heir.root / name).read_bytes() == (alone.root / name).read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("arm", "shared"),
+    [
+        ("linear", {"demos", "policies/bc.safetensors"}),
+        ("rm1", {"demos", "policies/bc.safetensors", "policies/offline.safetensors", "rounds/0"}),
+        (
+            "ra-bc",
+            {"demos", "policies/bc.safetensors", "policies/offline.safetensors", "rounds/0", "reward_model"},
+        ),
+    ],
+)
+def test_only_what_comes_out_the_same_is_shared(arm: Arm, shared: set[str], tmp_path: Path) -> None:
+    first, heir = (
+        Cell("hammer", "state", one).folder(tmp_path / name, 3, METAWORLD)
+        for one, name in (("spiral", "first"), (arm, "heir"))
+    )
+    record = RunRecord(first.root, first.settings())
+    record.open(resume=False)
+    names = {"demos", "policies/bc.safetensors", "policies/offline.safetensors", "rounds/0", "reward_model"}
+    for name in names:
+        place = first.root / name if name.startswith("policies") else first.root / name / "file"
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.write_text(name)
+    inherit(heir, first)
+    assert not heir.root.exists(), "the first run was not finished"
+    record.do("report", lambda: None, Console(quiet=True))
+    inherit(heir, first)
+    assert {name for name in names if (heir.root / name).exists()} == shared
+
+
+def test_a_run_with_other_settings_is_not_taken_for_one_of_the_comparison(tmp_path: Path) -> None:
+    chosen = [Cell("hammer", "state", "true")]
+    other = chosen[0].folder(tmp_path, 3, SMALL)
+    RunRecord(other.root, other.settings()).open(resume=False)
+    RunRecord(other.root, other.settings()).do("report", lambda: None, Console(quiet=True))
+    comparison = Comparison(tmp_path, METAWORLD, (3,), reach, chosen, Console(quiet=True))
+    with pytest.raises(Conflict, match=r"other settings \(config\)"):
+        comparison.start()
 
 
 # --- bars ----------------------------------------------------------------------------------------------

@@ -54,7 +54,14 @@ def loop_bar(offline: Mapping[str, Verdicts], final: Mapping[str, Verdicts]) -> 
     drawn = [[rng.choice(gain_N, len(gain_N)).mean() for gain_N in gains] for _ in range(RESAMPLES)]
     low, high = np.quantile(np.mean(drawn, axis=1), (0.025, 0.975))
     value = float(np.mean([gain_N.mean() for gain_N in gains]))
-    return Bar(value, float(low), float(high), 0.0, "above 0: the loop is better than 2b alone", value > 0)
+    return Bar(
+        value,
+        float(low),
+        float(high),
+        0.0,
+        "lower bound above 0: the loop is better than 2b alone",
+        bool(low > 0),
+    )
 
 
 def auc_bar(finals: Mapping[str, Sequence[float]], successes: Mapping[str, Sequence[bool]]) -> Bar | None:

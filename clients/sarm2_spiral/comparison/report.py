@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from sarm2_rollouts.run_record import finished_stages
+from sarm2_rollouts.run_record import RunRecord, finished_stages, tries_of_stages
 from sarm2_spiral.comparison.bars import (
     QUICK_MINUTES,
     WHOLE_MINUTES,
@@ -25,7 +25,7 @@ from sarm2_spiral.comparison.bars import (
     success_bar,
 )
 from sarm2_spiral.comparison.cells import ARMS, MAIN, Cell
-from sarm2_spiral.config import SpiralConfig
+from sarm2_spiral.config import QUICK, SpiralConfig
 from sarm2_spiral.evaluation import success_rate, verdicts
 from sarm2_spiral.folder import SpiralFolder
 from sarm2_spiral.wilson import Rate
@@ -40,7 +40,8 @@ class Outcome:
         offline, final: verdict of every evaluation episode, of pi_2 and of what stood after the last round.
         finals, successes: of the last round's rollouts, progress at the end and the simulator's verdict.
         deployed: rounds whose candidate was deployed, of how many.
-        minutes: the longest run's.
+        by_seed: success after the last round, seed by seed: scenes of one seed hang on one training.
+        minutes: the longest run's; None where a stage was broken off and begun again, or taken over.
     """
 
     seeds: int
@@ -50,13 +51,15 @@ class Outcome:
     finals: tuple[float, ...]
     successes: tuple[bool, ...]
     deployed: tuple[int, int]
-    minutes: float
+    by_seed: tuple[float, ...]
+    minutes: float | None
 
     def as_json(self) -> dict[str, Any]:
         """Plain numbers."""
         return {
             "seeds": self.seeds,
             "success": {name: rate.as_json() for name, rate in self.success.items()},
+            "by_seed": list(self.by_seed),
             "deployed": list(self.deployed),
             "minutes": self.minutes,
         }
@@ -66,7 +69,7 @@ def write_comparison(root: Path, cells: Iterable[Cell], seeds: Sequence[int], co
     """Write the report of all runs that are finished, to `root`/report, which is returned."""
     outcomes = {}
     for cell in cells:
-        done = [f for s in seeds if (f := cell.folder(root, s, config)) and _finished(f)]
+        done = [f for s in seeds if (f := cell.folder(root, s, config)) and is_finished(f)]
         if done:
             outcomes[cell] = outcome(done)
     held = bars(outcomes, _quick_minutes(root))
@@ -107,7 +110,8 @@ def outcome(folders: Sequence[SpiralFolder]) -> Outcome:
         finals=tuple(value for row in ends for value in row["finals"]),
         successes=tuple(value for row in ends for value in row["successes"]),
         deployed=(sum(decisions), len(decisions)),
-        minutes=max(sum(finished_stages(one.root).values()) for one in folders) / 60,
+        by_seed=tuple(_rate(one, names[-1]).value for one in folders),
+        minutes=_minutes(folders),
     )
 
 
@@ -128,7 +132,7 @@ def bars(outcomes: Mapping[Cell, Outcome], quick_minutes: float | None) -> dict[
     if auc is not None:
         held["success_auc"] = auc
     hammer = main["hammer"]
-    if hammer is not None:
+    if hammer is not None and hammer.minutes is not None:
         held["hammer_minutes"] = minutes_bar(hammer.minutes, WHOLE_MINUTES)
     if quick_minutes is not None:
         held["quick_minutes"] = minutes_bar(quick_minutes, QUICK_MINUTES)
@@ -150,11 +154,12 @@ def markdown(held: Mapping[str, Bar], outcomes: Mapping[Cell, Outcome], config: 
         for name, bar in held.items()
     ]
     lines += ["", "## Success, all seeds together", ""]
-    lines += [f"| run | demos | {' | '.join(steps)} | deployed | seeds |", "|---" * (len(steps) + 4) + "|"]
+    lines += [f"| run | demos | {' | '.join(steps)} | by seed | deployed |", "|---" * (len(steps) + 4) + "|"]
     for cell, found in outcomes.items():
         demos = cell.folder(Path(), 0, config).config.loop.demos
         shown = " | ".join(_shown(found.success[step]) for step in steps)
-        lines.append(f"| {cell.name} | {demos} | {shown} | {_of(found.deployed)} | {found.seeds} |")
+        seeds = ", ".join(f"{value:.0%}" for value in found.by_seed)
+        lines.append(f"| {cell.name} | {demos} | {shown} | {seeds} | {_of(found.deployed)} |")
     lines += ["", "Arms:", ""]
     lines += [f"- `{arm}`: {about}" for arm, (_, _, _, about) in ARMS.items()]
     lines += ["", "## Where the gain comes from", ""]
@@ -175,7 +180,7 @@ def _verdict(held: Mapping[str, Bar]) -> str:
 
 
 def _shown(rate: Rate) -> str:
-    return f"{rate.value:.1%} ({rate.low:.1%} to {rate.high:.1%})" if rate.trials else ""
+    return f"{rate.value:.1%} ({rate.low:.1%} to {rate.high:.1%}, n {rate.trials})" if rate.trials else ""
 
 
 def _of(counts: tuple[int, int]) -> str:
@@ -186,12 +191,19 @@ def _last(found: Outcome) -> Rate:
     return list(found.success.values())[-1]
 
 
-def _finished(folder: SpiralFolder) -> bool:
-    return "report" in finished_stages(folder.root)
+def is_finished(folder: SpiralFolder) -> bool:
+    """Whether there is a finished run with these very settings."""
+    return RunRecord(folder.root, folder.settings()).whole and "report" in finished_stages(folder.root)
 
 
 def _rate(folder: SpiralFolder, name: str) -> Rate:
     return success_rate(folder.evaluation(name), folder.evaluation_plan(folder.config.loop.evaluation))
+
+
+def _minutes(folders: Sequence[SpiralFolder]) -> float | None:
+    if any(max(tries_of_stages(one.root).values(), default=0) > 1 for one in folders):
+        return None
+    return max(sum(finished_stages(one.root).values()) for one in folders) / 60
 
 
 def _verdicts(folders: Sequence[SpiralFolder], name: str) -> Verdicts:
@@ -201,5 +213,5 @@ def _verdicts(folders: Sequence[SpiralFolder], name: str) -> Verdicts:
 
 def _quick_minutes(root: Path) -> float | None:
     folder = Cell("hammer", "image", "spiral")
-    seconds = finished_stages(root / "quick" / folder.name / "seed0")
-    return sum(seconds.values()) / 60 if "report" in seconds else None
+    quick = folder.folder(root / "quick", 0, QUICK)
+    return _minutes([quick]) if is_finished(quick) else None

@@ -1,8 +1,8 @@
 """Every run of the comparison, one after the other; what is finished is never done twice.
 
 Runs of the same task, kind of policy and seed begin alike, and what they share is made once: demonstrations,
-pi_1, how often it succeeds, its rollouts; for those with the service's rewards pi_2 too, and the adapted
-reward model.
+pi_1 and how often it succeeds; for those with the service's rewards pi_2, the rollouts of pi_1, and the
+adapted reward model too.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from typing import TypeAlias
 
 from rich.console import Console
 
-from sarm2_rollouts.run_record import finished_stages
+from sarm2_rollouts.run_record import RunRecord, finished_stages
 from sarm2_spiral.comparison.cells import Cell, cells
-from sarm2_spiral.comparison.report import write_comparison
+from sarm2_spiral.comparison.report import is_finished, write_comparison
 from sarm2_spiral.config import QUICK, SpiralConfig
 from sarm2_spiral.folder import SpiralFolder
 from sarm2_spiral.run import SpiralRun
@@ -30,7 +30,7 @@ SHARED = ("demos", "policies/bc.safetensors", "evaluations/bc.jsonl", "features/
 SHARED_BY_REWARD = (
     "policies/offline.safetensors",
     "evaluations/offline.jsonl",
-    "rounds/0",
+    "rounds/0",  # the source of rewards ends rollouts, so other arms have other ones
     "features/round0.npy",
 )
 SHARED_BY_MODEL = ("remember", "first_model", "reward_model")
@@ -76,6 +76,8 @@ class Comparison:
         return write_comparison(self.root, self.chosen, self.seeds, self.config)
 
     def _fly(self, title: str, folder: SpiralFolder) -> None:
+        record = RunRecord(folder.root, folder.settings(), "run of the comparison")
+        record.open(resume=True)  # a run with other settings is none of this comparison's
         if "report" in finished_stages(folder.root):
             return
         self.console.rule(f"[bold]{title}", align="left")
@@ -88,7 +90,7 @@ def inherit(folder: SpiralFolder, first: SpiralFolder) -> None:
 
     The folder appears when all of it is copied.
     """
-    if "report" not in finished_stages(first.root):
+    if not is_finished(first):
         return
     names = [*SHARED]
     if folder.reward == first.reward:

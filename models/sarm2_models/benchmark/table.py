@@ -103,8 +103,10 @@ def markdown(tables: Tables, about: str) -> str:
 
 def verdict(tables: Tables) -> str:
     """What a reader has to know first: which bars are missed, and which parts bring nothing to progress."""
-    missed = [name for name, bar in tables.bars.items() if bar.met is False]
-    lines = [f"Missed: {', '.join(missed)}." if missed else "Every bar is reached."]
+    missed, unknown = ([name for name, bar in tables.bars.items() if bar.met is met] for met in (False, None))
+    lines = [f"Missed: {', '.join(missed)}."] if missed else []
+    lines += [f"Not measured: {', '.join(unknown)}."] if unknown else []
+    lines = lines or ["Every bar is reached."]
     idle = [
         part
         for name, part in PARTS.items()

@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
@@ -41,6 +41,7 @@ from sarm2_models.window import BoolArray, Float16Array, Float32Array, IntArray
 from sarm2_rollouts.episode_scorer import model_name
 from sarm2_rollouts.lerobot_reader import open_dataset
 from sarm2_rollouts.rollout_marks import as_marked
+from sarm2_rollouts.run_record import RunRecord
 
 Labels: TypeAlias = Literal["exact", "marks"]
 
@@ -115,7 +116,8 @@ def adapt(
         out: RM2's bundle; a report lies in its `report/adaptation.json`.
         rollout_count: learn from the first so many rollouts alone, for curves; by default from all.
         labels: how rollouts are labelled for RM2: by their own true progress, or as a person would mark them
-            (`rollout_marks`), which is coarser. What measures is the truth either way.
+            (`rollout_marks`), which is coarser and names no primitives: the stage estimator then stays as it
+            is. What measures is the truth either way.
         plan: of both heads.
 
     Returns the report: both models on held-out rollouts and training episodes.
@@ -123,9 +125,9 @@ def adapt(
     Raises InvalidInput for datasets without labels, or with too few episodes.
     """
     model = load_bundle(bundle)
-    work = out.with_name(f".{out.name}.adapting")
-    parts = _parts(model, rollouts, training, work, tick)
     options = Options(rollout_count, labels, plan, seed)
+    work = _work(out, model, [rollouts, training], options)
+    parts = _parts(model, rollouts, training, work, tick)
     report, after, fitted = _learn(model, parts, work, options, tick)
     _save(out, model, after, fitted, report)
     shutil.rmtree(work)
@@ -152,7 +154,7 @@ def adapt_curve(
     Raises InvalidInput for a count that the dataset does not hold.
     """
     model = load_bundle(bundle)
-    work = out.with_name(f".{out.name}.adapting")
+    work = _work(out, model, [rollouts, training], Options(None, labels, plan, seed))
     parts = _parts(model, rollouts, training, work, tick)
     most = _split(parts, None)[0][0].corpus.episodes
     if max(counts) > most:
@@ -183,6 +185,22 @@ class Options:
     seed: int
 
 
+def _work(out: Path, model: RewardModel, roots: Sequence[Path], options: Options) -> Path:
+    """The folder of what a killed adaptation left, if it was this one; emptied where it was another."""
+    work = out.with_name(f".{out.name}.adapting")
+    sizes = [(str(root.resolve()), open_dataset(root).frames) for root in roots]
+    settings = {
+        "model": model_name(model.model_id, model.version, model.weights_sha256),
+        "datasets": [list(one) for one in sizes],
+        "options": asdict(options),
+    }
+    record = RunRecord(work, settings)
+    if not record.whole:
+        shutil.rmtree(work, ignore_errors=True)
+        record.open(resume=False)
+    return work
+
+
 def _parts(model: RewardModel, rollouts: Path, training: Path, work: Path, tick: Tick) -> list[Part]:
     tasks = _tasks([rollouts, training])
     return [
@@ -205,9 +223,11 @@ def _learn(
     )
     before = Heads(model.config, model.stage, model.value)
     mixed, hints_TH = _mixed(learned)
-    stage = train_stage(
-        model.config, mixed, plan, work, seed=seed, hints_TH=hints_TH, initial=model.stage, tick=tick
-    )
+    stage = model.stage  # whoever marks progress names no primitives
+    if options.labels == "exact":
+        stage = train_stage(
+            model.config, mixed, plan, work, seed=seed, hints_TH=hints_TH, initial=model.stage, tick=tick
+        )
     predicted_T = predict_logits(stage, mixed).argmax(-1)
     value = train_value(
         model.config, mixed, texts, predicted_T, plan, work, seed=seed, initial=model.value, tick=tick

@@ -1,0 +1,53 @@
+"""What a long run has done."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from sarm2_client.errors import Conflict
+from sarm2_rollouts.run_record import RunRecord, finished_stages, settings_of, tries_of_stages
+
+QUIET = Console(quiet=True)
+
+
+def test_a_finished_stage_is_never_done_twice(tmp_path: Path) -> None:
+    record, done = RunRecord(tmp_path / "run", {"seed": 1}), []
+    record.open(resume=False)
+    for _ in range(2):
+        record.do("first", lambda: done.append("first"), QUIET)
+    assert done == ["first"]
+    assert list(finished_stages(tmp_path / "run")) == ["first"]
+    assert settings_of(tmp_path / "run") == {"seed": 1}
+
+
+def test_a_stage_that_broke_off_is_begun_again_and_that_is_told(tmp_path: Path) -> None:
+    record = RunRecord(tmp_path, {"seed": 1})
+    record.open(resume=False)
+    with pytest.raises(ZeroDivisionError):
+        record.do("first", lambda: 1 // 0, QUIET)
+    assert finished_stages(tmp_path) == {}
+    record.do("first", lambda: None, QUIET)
+    assert tries_of_stages(tmp_path) == {"first": 2}
+
+
+def test_a_folder_belongs_to_one_set_of_settings(tmp_path: Path) -> None:
+    record = RunRecord(tmp_path, {"seed": 1, "tasks": ("a", "b")}, "training run")
+    assert not record.whole
+    record.open(resume=False)
+    assert record.whole
+    record.open(resume=True)
+    with pytest.raises(Conflict, match="already holds a training run"):
+        record.open(resume=False)
+    other = RunRecord(tmp_path, {"seed": 2, "tasks": ("a", "b")}, "training run")
+    assert not other.whole
+    with pytest.raises(Conflict, match=r"other settings \(seed\)"):
+        other.open(resume=True)
+
+
+def test_a_folder_without_a_run_says_so(tmp_path: Path) -> None:
+    assert finished_stages(tmp_path) == {}
+    with pytest.raises(Conflict, match="holds no run yet"):
+        settings_of(tmp_path)
