@@ -24,6 +24,9 @@ from sarm2_spiral.run import SpiralRun
 from sarm2_spiral.wilson import Rate
 from spiral.small_run import SMALL, quiet_run
 
+BEGINNING = {"demos", "policies/bc.safetensors"}
+SCORED = {"policies/offline.safetensors", "rounds/0"}
+
 
 @contextmanager
 def reach(folder: SpiralFolder) -> Iterator[SpiralRun]:
@@ -87,22 +90,17 @@ def test_a_run_inherits_what_it_would_make_just_the_same(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("arm", "shared"),
     [
-        ("linear", {"demos", "policies/bc.safetensors"}),
-        ("rm1", {"demos", "policies/bc.safetensors", "policies/offline.safetensors", "rounds/0"}),
-        (
-            "ra-bc",
-            {"demos", "policies/bc.safetensors", "policies/offline.safetensors", "rounds/0", "reward_model"},
-        ),
+        ("linear", BEGINNING),
+        ("rm1", BEGINNING | SCORED),
+        ("ra-bc", BEGINNING | SCORED | {"reward_model"}),
     ],
 )
 def test_only_what_comes_out_the_same_is_shared(arm: Arm, shared: set[str], tmp_path: Path) -> None:
-    first, heir = (
-        Cell("hammer", "state", one).folder(tmp_path / name, 3, METAWORLD)
-        for one, name in (("spiral", "first"), (arm, "heir"))
-    )
+    first = Cell("hammer", "state", "spiral").folder(tmp_path / "first", 3, METAWORLD)
+    heir = Cell("hammer", "state", arm).folder(tmp_path / "heir", 3, METAWORLD)
     record = RunRecord(first.root, first.settings())
     record.open(resume=False)
-    names = {"demos", "policies/bc.safetensors", "policies/offline.safetensors", "rounds/0", "reward_model"}
+    names = BEGINNING | SCORED | {"reward_model"}
     for name in names:
         place = first.root / name if name.startswith("policies") else first.root / name / "file"
         place.parent.mkdir(parents=True, exist_ok=True)

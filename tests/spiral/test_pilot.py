@@ -72,8 +72,8 @@ def test_a_torn_line_costs_nothing_but_its_own_episode(tmp_path: Path) -> None:
     path.write_text(json.dumps({"seed": 0, "success": True, "frames": 9}) + "\n" + '{"seed": 1, "succ')
     flown: list[int] = []
 
-    def collector(missing: Iterable[EpisodePlan], *, make: MakeEpisode) -> Iterator[Episode]:
-        for entry in missing:
+    def collector(plan: Iterable[EpisodePlan], *, make: MakeEpisode) -> Iterator[Episode]:
+        for entry in plan:
             flown.append(entry.seed)
             yield cast(Episode, _Finished())
 

@@ -12,7 +12,7 @@ from rich.console import Console
 
 from sarm2_models.benchmark import stages
 from sarm2_models.benchmark.cloned_policy import policy_episode
-from sarm2_models.benchmark.contenders import CONTENDERS
+from sarm2_models.benchmark.contenders import CONTENDERS, Told
 from sarm2_models.benchmark.layout import BenchmarkFolder
 from sarm2_models.train import stages as training
 from sarm2_models.train.jobs import Job, dealt, run_jobs
@@ -84,7 +84,8 @@ class BenchmarkRun:
             self._scripted(bench.unseen, "unseen tasks: ")
         self._cloned()
         self._jobs("stage estimators", self._shared())
-        self._jobs("contenders", self._contenders())
+        self._jobs("contenders", self._contenders(told=False))
+        self._jobs("oracle", self._contenders(told=True))  # after those whose heads it uses
         self._jobs("report", [("report", stages.report, (bench,))])
         return bench.report
 
@@ -120,10 +121,11 @@ class BenchmarkRun:
             for variant in SHARED
         ]
 
-    def _contenders(self) -> list[Work]:
+    def _contenders(self, *, told: bool) -> list[Work]:
         return [
             (f"{name} {seed}", stages.contend, (self.bench, name, seed))
             for name, contender in CONTENDERS.items()
+            if isinstance(contender, Told) == told
             for seed in (self.bench.seeds if contender.learns else self.bench.seeds[:1])
         ]
 
