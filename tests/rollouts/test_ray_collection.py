@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -24,6 +25,14 @@ CPUS = 2
 SOON_S = 20.0
 
 on_ray = partial(iterate_episodes_on_ray, address="local")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def known_to_workers() -> Iterator[None]:
+    """Ray's workers start from the environment: let them find the helpers beside these tests."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(Path(__file__).resolve().parents[1]), prepend=os.pathsep)
+        yield
 
 
 def a_plan(episodes: int) -> list[EpisodePlan]:
