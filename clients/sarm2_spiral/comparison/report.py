@@ -125,8 +125,8 @@ def bars(outcomes: Mapping[Cell, Outcome], quick_minutes: float | None) -> dict[
             held[task] = success_bar(task, _last(found), _last(control))
     known = {task: found for task, found in main.items() if found is not None}
     if len(known) == len(MAIN):
-        offline, final = ({task: getattr(one, which) for task, one in known.items()} for which in BOTH)
-        held["loop_gain"] = loop_bar(offline, final)
+        offline = {task: one.offline for task, one in known.items()}
+        held["loop_gain"] = loop_bar(offline, {task: one.final for task, one in known.items()})
     finals = {task: found.finals for task, found in known.items()}
     auc = auc_bar(finals, {task: found.successes for task, found in known.items()})
     if auc is not None:
@@ -137,9 +137,6 @@ def bars(outcomes: Mapping[Cell, Outcome], quick_minutes: float | None) -> dict[
     if quick_minutes is not None:
         held["quick_minutes"] = minutes_bar(quick_minutes, QUICK_MINUTES)
     return held
-
-
-BOTH = ("offline", "final")
 
 
 def markdown(held: Mapping[str, Bar], outcomes: Mapping[Cell, Outcome], config: SpiralConfig) -> str:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
-import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -33,6 +32,7 @@ from rich.progress import (
 )
 
 from sarm2_client.errors import ModelFailed
+from sarm2_rollouts.with_parent import end_with_parent, ending_with_me
 
 MALLOC = {
     "MALLOC_MMAP_MAX_": "0",
@@ -132,7 +132,9 @@ def _start(job: Job) -> BaseProcess:
     job.folder.mkdir(parents=True, exist_ok=True)
     _progress_path(job).unlink(missing_ok=True)
     before = dict(os.environ)
-    os.environ.update(MALLOC, OMP_NUM_THREADS=str(job.threads), TOKENIZERS_PARALLELISM="false")
+    os.environ.update(
+        ending_with_me(), **MALLOC, OMP_NUM_THREADS=str(job.threads), TOKENIZERS_PARALLELISM="false"
+    )
     try:
         process = multiprocessing.get_context("spawn").Process(target=_run, args=(job,), daemon=True)
         process.start()
@@ -143,7 +145,7 @@ def _start(job: Job) -> BaseProcess:
 
 
 def _run(job: Job) -> None:
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    end_with_parent()
     try:
         import torch
         from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -154,14 +156,6 @@ def _run(job: Job) -> None:
     except BaseException:
         _log_path(job).write_text(traceback.format_exc())
         raise SystemExit(1) from None
-
-
-def _end_with_parent() -> None:
-    """A parent that was killed ends nothing, and is started again: two jobs would write the same files."""
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
 
 
 def _check(process: BaseProcess, job: Job) -> None:
