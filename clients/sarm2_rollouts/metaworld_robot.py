@@ -39,6 +39,7 @@ from .tasks import (
     TaskSpec,
     task_spec,
 )
+from .with_parent import end_with
 
 __all__ = [
     "ACTION_NAMES",
@@ -266,7 +267,7 @@ def iterate_episodes(
         yield from map(make, plans)
         return
     context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=start_worker)
+    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start_child, initargs=(os.getpid(),))
     pending: deque[Future[Episode]] = deque()
     try:
         for entry in plans:
@@ -281,6 +282,11 @@ def iterate_episodes(
 
 def _seed_nearby(seed: int, rng: np.random.Generator) -> int:
     return seed // SEED_BLOCK * SEED_BLOCK + int(rng.integers(SEED_BLOCK))
+
+
+def _start_child(parent: int) -> None:
+    end_with(parent)  # a pool's processes do not notice that the one they work for was killed
+    start_worker()
 
 
 def start_worker() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import warnings
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -57,6 +58,7 @@ def give_back(machine: Machine) -> None:
         machine.close()
     else:
         _IDLE[machine.key] = machine
+        _close_at_exit()  # not before the GL library is loaded: what is registered last runs first
 
 
 def close_idle() -> None:
@@ -65,7 +67,9 @@ def close_idle() -> None:
         _IDLE.popitem()[1].close()
 
 
-atexit.register(close_idle)
+@cache
+def _close_at_exit() -> None:
+    atexit.register(close_idle)
 
 
 def make_env(spec: TaskSpec) -> Any:

@@ -26,7 +26,12 @@ def end_with_parent() -> None:
     """End when the parent does, if it asked for that: by SIGTERM, after `GRACE_S` seconds by force."""
     parent = os.environ.pop(VARIABLE, None)
     if parent is not None:
-        threading.Thread(target=_watch, args=(int(parent),), daemon=True).start()
+        end_with(int(parent))
+
+
+def end_with(parent: int) -> None:
+    """End when `parent`, a process id, does: for a child that needs not be asked."""
+    threading.Thread(target=_watch, args=(parent,), daemon=True).start()
 
 
 def _watch(parent: int) -> None:

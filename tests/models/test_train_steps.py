@@ -25,6 +25,7 @@ from sarm2_models.train.embed import embed_shard, load_embeddings, shard_bounds
 from sarm2_models.train.heads import Texts, predict_logits, route, train_stage, train_value
 from sarm2_models.train.jobs import Job, run_jobs
 from sarm2_models.train.ladder import clock
+from sarm2_models.train.loop import mixed_precision
 from sarm2_models.train.plan import HeadPlan, PlannedEpisode, TowerPlan
 from sarm2_models.train.tower import dense_loss, sigmoid_loss, train_tower
 from sarm2_models.train.variants import Heads, load_heads, save_module, text_codes
@@ -86,6 +87,16 @@ def test_the_sigmoid_loss_asks_for_true_texts_and_against_false_ones() -> None:
 
 
 # --- heads -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("tiles", [True, False])
+def test_bfloat16_is_taken_where_the_cpu_multiplies_it_in_tiles(
+    tiles: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": tiles})
+    with mixed_precision():
+        product = torch.ones(2, 2) @ torch.ones(2, 2)
+    assert product.dtype == (torch.bfloat16 if tiles else torch.float32)
 
 
 def test_a_resumed_stage_estimator_ends_with_the_same_weights(

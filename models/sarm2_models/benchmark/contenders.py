@@ -31,7 +31,7 @@ from sarm2_models.stage import StageEstimator
 from sarm2_models.train.calibrate import Predictions, calibrate, predict
 from sarm2_models.train.heads import Texts, Windows, chunks, predict_logits, train_stage, train_value
 from sarm2_models.train.ladder import CONSTANT, clock, mean_demo_frames
-from sarm2_models.train.loop import Rate, Steps, Tick, fit
+from sarm2_models.train.loop import Rate, Steps, Tick, fit, mixed_precision
 from sarm2_models.train.plan import HeadPlan, Split
 from sarm2_models.train.variants import Heads, Variant, load_module, save_module, variant_config
 from sarm2_models.train.windows import Frames, hints_of
@@ -206,7 +206,7 @@ class SingleTask(Contender):
             total = max(1, (plan.stage_steps + plan.value_steps) // len(run.tasks))
 
             def loss_of(model: StageProgress, rng: Generator, pair_B: IntArray, batch: Windows) -> Tensor:
-                with torch.autocast("cpu", torch.bfloat16):
+                with mixed_precision():
                     logits_BK, within_BK = model(batch.embeddings_BWCD, batch.state_BWS, batch.mask_BW)
                 return stage_progress_loss(logits_BK, within_BK, stage_T[pair_B], within_T[pair_B])
 
@@ -245,7 +245,7 @@ class Language(Contender):
                 task_B, progress_B = frames.task_T[pair_B], frames.progress_T[pair_B]
                 asked_B, target_B = mismatch(rng, task_B, progress_B, len(run.tasks))
                 instruction_BD = torch.from_numpy(texts.instructions_ND[asked_B]).float()
-                with torch.autocast("cpu", torch.bfloat16):
+                with mixed_precision():
                     said_B = model(batch.embeddings_BWCD, batch.state_BWS, batch.mask_BW, instruction_BD)
                 return torch.nn.functional.mse_loss(said_B, torch.from_numpy(target_B))
 

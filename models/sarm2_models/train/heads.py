@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from sarm2_models.config import RewardModelConfig
 from sarm2_models.stage import StageEstimator, stage_loss
-from sarm2_models.train.loop import Rate, Steps, Tick, fit, silent
+from sarm2_models.train.loop import Rate, Steps, Tick, fit, mixed_precision, silent
 from sarm2_models.train.plan import HeadPlan
 from sarm2_models.train.windows import Frames
 from sarm2_models.value import ValueDecoder, value_loss
@@ -113,7 +113,7 @@ def train_stage(
         rng = np.random.default_rng([seed, 1, step])
         drawn_B = frames.draw(rng, plan.batch)
         batch = Windows.gather(frames, *frames.slots(drawn_B)).blurred(plan.noise, deviation_CD)
-        with torch.autocast("cpu", torch.bfloat16):
+        with mixed_precision():
             logits_BP, hints_BH = model(batch.embeddings_BWCD, batch.state_BWS, batch.mask_BW)
         error: Tensor = (hints_BH.float() - torch.from_numpy(hints_TH[drawn_B])).square().mean()
         return stage_loss(logits_BP.float(), labels_T[drawn_B]) + plan.hints * error
@@ -168,7 +168,7 @@ def train_value(
         primitive_B = np.tile(
             route(rng, frames.primitive_T[half_B], predicted_T[half_B], vocabulary, plan), 2
         )
-        with torch.autocast("cpu", torch.bfloat16):
+        with mixed_precision():
             output = model(
                 batch.embeddings_BWCD,
                 batch.state_BWS,

@@ -25,6 +25,17 @@ Tick = Callable[[int, int, str], None]
 Model = TypeVar("Model", bound=nn.Module)
 
 
+def mixed_precision() -> torch.autocast:
+    """bfloat16 where the CPU multiplies it in tiles (AMX), float32 elsewhere.
+
+    Without tiles bfloat16 takes 1.6 times as long as float32.
+    """
+    known: dict[str, object] = getattr(
+        torch.cpu, "get_capabilities", dict
+    )()  # torch before 2.9 does not tell
+    return torch.autocast("cpu", torch.bfloat16, enabled=bool(known.get("amx_bf16")))
+
+
 def silent(done: int, total: int, note: str) -> None:
     """A `Tick` that tells nobody."""
 

@@ -164,7 +164,7 @@ class TrainPlan:
 
 
 _EPISODES: dict[Split, Episodes] = {
-    "train": Episodes(demo=70, clean_demo=6, perturbed=58, random=20),
+    "train": Episodes(demo=60, clean_demo=6, perturbed=50, random=18),
     "calibration": Episodes(demo=10, clean_demo=4, perturbed=14, random=2),
     "validation": Episodes(demo=8, clean_demo=4, perturbed=8, random=1),
 }
@@ -173,7 +173,7 @@ PLANS: MappingProxyType[str, TrainPlan] = MappingProxyType(
         "small": TrainPlan(
             name="small",
             episodes=_EPISODES,
-            tower=TowerPlan(growth=0.37),
+            tower=TowerPlan(growth=0.30),
             heads=HeadPlan(growth=0.11),
         ),
         "published": TrainPlan(
@@ -196,7 +196,7 @@ PLANS: MappingProxyType[str, TrainPlan] = MappingProxyType(
         "demos": TrainPlan(
             name="demos",
             episodes={split: replace(counts, perturbed=0, random=0) for split, counts in _EPISODES.items()},
-            tower=TowerPlan(growth=0.37),
+            tower=TowerPlan(growth=0.30),
             heads=HeadPlan(growth=0.11),
         ),
         "quick": TrainPlan(
