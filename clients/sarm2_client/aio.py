@@ -54,7 +54,9 @@ _STATUS_ERRORS: dict[int, type[Sarm2Error]] = {
     404: NotFound,
     413: TooLarge,
     429: Overloaded,
+    502: ConnectionLost,
     503: Draining,
+    504: WaitTimeout,
 }
 
 

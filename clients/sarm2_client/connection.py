@@ -44,7 +44,9 @@ _STATUS_ERRORS: Final[dict[int, type[Sarm2Error]]] = {
     403: NotAllowed,
     404: NotFound,
     429: Overloaded,
+    502: ConnectionLost,
     503: Draining,
+    504: WaitTimeout,
 }
 
 

@@ -60,8 +60,11 @@ class ServiceScorer:
         return model_name(model["id"], model["version"], model["weights_sha256"])
 
     def score(self, episode: Episode) -> EpisodeScores:
-        """One score a frame."""
+        """One score a frame. Raises what some frame was answered that may well go through the next time."""
         live = stream_episode(self._client, episode, self._source)
+        for error in live.errors:
+            if error.retryable:
+                raise error
         progress_T = np.full(len(episode), np.nan, dtype=np.float32)
         primitives_T, uncertain_T = [""] * len(episode), np.ones(len(episode), dtype=bool)
         for score in live.scores:

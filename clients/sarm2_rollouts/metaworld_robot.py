@@ -5,21 +5,16 @@ The simulator is imported when the first robot is made, so that this module cost
 
 from __future__ import annotations
 
-import multiprocessing
-import os
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
+from collections.abc import Callable
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Protocol, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 from sarm2_client.errors import InvalidInput
 
-from .cameras import prepare_display
 from .episode import Episode, EpisodeKind
 from .experts import HAND
 from .labels import progress_of
@@ -39,7 +34,6 @@ from .tasks import (
     TaskSpec,
     task_spec,
 )
-from .with_parent import end_with
 
 __all__ = [
     "ACTION_NAMES",
@@ -55,7 +49,6 @@ __all__ = [
     "MetaWorldRobot",
     "Observation",
     "TaskSpec",
-    "iterate_episodes",
     "run_episode",
 ]
 
@@ -67,9 +60,6 @@ MAX_TRIES = 20
 SEED_BLOCK = 20_000
 """Seeds from a multiple of this up to the next belong together: a retry draws its scene from the same block,
 so splits that own whole blocks never share one."""
-
-PENDING_PER_WORKER = 3
-"""Episodes under way or waiting to be taken, for every worker: enough that none idles, few enough to hold."""
 
 STILL = np.array([0.0, 0.0, 0.0, -1.0], dtype=np.float32)
 
@@ -232,68 +222,8 @@ def run_episode(
     )
 
 
-MakeEpisode: TypeAlias = Callable[[EpisodePlan], Episode]
-"""Makes one episode, in a worker process and so picklable."""
-
-
-class Collector(Protocol):
-    """Makes the episodes of a plan in its order: `iterate_episodes`, or what does the same elsewhere."""
-
-    def __call__(self, plan: Iterable[EpisodePlan], *, make: MakeEpisode) -> Iterator[Episode]:
-        """Make them, each by `make`."""
-
-
-def make_planned(entry: EpisodePlan, *, render: bool = True) -> Episode:
-    """The scripted episode of a plan's entry."""
-    return run_episode(entry.task_name, entry.kind, entry.seed, render=render)
-
-
-def iterate_episodes(
-    plan: Iterable[EpisodePlan],
-    workers: int = 2,
-    *,
-    make: MakeEpisode = make_planned,
-) -> Iterator[Episode]:
-    """Make the episodes of a plan in its order, in `workers` processes (0: in this one).
-
-    Args:
-        make: what makes one, in a worker process and so picklable; `run_episode` by default.
-
-    At most 3 episodes a worker are waiting at any time, so memory stays bounded. Leaving the loop early
-    stops the workers.
-    """
-    plans = iter(plan)
-    if workers <= 0:
-        yield from map(make, plans)
-        return
-    context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start_child, initargs=(os.getpid(),))
-    pending: deque[Future[Episode]] = deque()
-    try:
-        for entry in plans:
-            pending.append(pool.submit(make, entry))
-            if len(pending) >= PENDING_PER_WORKER * workers:
-                yield pending.popleft().result()
-        while pending:
-            yield pending.popleft().result()
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
-
-
 def _seed_nearby(seed: int, rng: np.random.Generator) -> int:
     return seed // SEED_BLOCK * SEED_BLOCK + int(rng.integers(SEED_BLOCK))
-
-
-def _start_child(parent: int) -> None:
-    end_with(parent)  # a pool's processes do not notice that the one they work for was killed
-    start_worker()
-
-
-def start_worker() -> None:
-    """Set this process's renderer up. Call it in every worker before its first episode."""
-    prepare_display()
-    # One thread of the software renderer a process: more of them only fight over the cores.
-    os.environ["LP_NUM_THREADS"] = "1"
 
 
 class _Run:

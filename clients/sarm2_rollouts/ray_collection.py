@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING
 
 from sarm2_client.errors import ConnectionLost, InvalidInput, WaitTimeout
 
+from .collection import PENDING_PER_WORKER, MakeEpisode, make_planned, start_worker
 from .episode import Episode
-from .metaworld_robot import PENDING_PER_WORKER, EpisodePlan, MakeEpisode, make_planned, start_worker
+from .metaworld_robot import EpisodePlan
 
 if TYPE_CHECKING:
     from ray import ObjectRef

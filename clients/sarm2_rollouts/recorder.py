@@ -149,7 +149,8 @@ def _folder_name(number: int, entry: PlannedEpisode) -> str:
 
 def _metaworld(workers: int) -> tuple[Source, tuple[str, ...]]:
     # The simulator is 370 MB: whoever records from a robot of their own need not have it.
-    from sarm2_rollouts.metaworld_robot import STATE_NAMES, EpisodePlan, iterate_episodes
+    from sarm2_rollouts.collection import iterate_episodes
+    from sarm2_rollouts.metaworld_robot import STATE_NAMES, EpisodePlan
 
     def source(plan: Sequence[PlannedEpisode]) -> Iterable[Episode]:
         entries = [EpisodePlan(entry.task_name, entry.kind, entry.seed) for entry in plan]

@@ -6,16 +6,17 @@ in `reward_model_path`. Beside it `rabc_weights.parquet` has the weight of every
 
 A reader of these files gives full weight to a frame that is missing or NaN. So a frame that could not be
 scored never gets into the file: either nothing is written, or (`skip_failed`) its whole episode is given a
-curve that falls, which means weight 0.
+curve that falls, which means weight 0 (and half a weight at most for its last frame, which cannot fall).
 """
 
 from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 import numpy.typing as npt
@@ -36,6 +37,8 @@ MODEL_KEY = "reward_model_path"
 
 FALLING = 1e-6
 """Progress lost a frame by an episode that could not be scored: as little as float32 holds, and a loss."""
+
+FORGET = "forget its scores with --restart"
 
 SCHEMA = pa.schema(
     [
@@ -85,6 +88,7 @@ def relabel(
     skip_failed: bool = False,
     restart: bool = False,
     prepare: Callable[[Episode], Episode] = lambda episode: episode,
+    asked: Mapping[str, object] = MappingProxyType({}),
     tick: Tick = lambda done, total: None,
 ) -> Relabelled:
     """Score every episode and write both files. What was scored before a kill is not scored again.
@@ -93,20 +97,25 @@ def relabel(
         chunk: frames over which a gain of progress is measured, the trainer's own chunk size.
         kappa: gain from which on a frame has full weight; by default the suggested one.
         skip_failed: give an episode with a frame that cannot be scored weight 0, instead of giving up.
-        restart: forget what another model scored.
+        restart: forget what was scored otherwise.
         prepare: called with each episode before it is scored (to rename cameras, say).
+        asked: what `prepare` and `scorer` were told, as plain data: scores for other words are never gone on
+            with.
 
     Raises:
-        Conflict: the folder holds scores of another model. InvalidInput: a frame could not be scored; every
-        other episode is kept, so that a second try only repeats the failed ones.
+        Conflict: the folder holds scores of another model, of other frames or for other words, or the model
+        changed meanwhile. InvalidInput: a frame could not be scored; every other episode is kept, so that a
+        second try only repeats the failed ones.
     """
     parts, model = dataset.root / PARTS, scorer.model
-    _claim(parts, model, restart)
+    _claim(parts, {"model": model, "frames": dataset.frames, **asked}, restart)
     failures: list[tuple[int, int, str]] = []
     for index in range(len(dataset)):
         place = parts / f"{index:06d}.parquet"
         if not place.exists():
             scores = scorer.score(prepare(dataset.episode(index)))
+            if (now := scorer.model) != model:
+                raise Conflict(f"{model} scored {index} episodes, and now {now} answers; {FORGET}")
             failures += [(index, frame, why) for frame, why in scores.failures]
             if not scores.failures or skip_failed:
                 _write_atomically(place, _rows(dataset, index, scores), {MODEL_KEY: model})
@@ -115,10 +124,12 @@ def relabel(
         raise InvalidInput(_told(failures), field="frames")
     progress = dataset.root / PROGRESS_FILE
     _join([parts / f"{index:06d}.parquet" for index in range(len(dataset))], progress, model)
-    gain_N = np.concatenate([gains(curve_T, chunk) for curve_T in curves(progress)])
-    suggested = suggested_kappa(gain_N)
+    written = list(curves(progress))
+    gain_N = np.concatenate([gains(curve_T, chunk) for curve_T in written])
+    skipped_N = np.repeat([_is_skipped(one) for one in written], [len(one) for one in written])
+    suggested = suggested_kappa(gain_N[~skipped_N])
     chosen = suggested if kappa is None else kappa
-    weight_N = rabc_weights(gain_N, chosen)
+    weight_N = rabc_weights(gain_N, chosen)  # as their reader makes them of the same file
     weights = dataset.root / WEIGHTS_FILE
     index_N = read_parquet(progress, ("index",))["index"]
     _write_atomically(
@@ -161,19 +172,22 @@ def curves(path: Path) -> Iterator[npt.NDArray[np.float32]]:
         yield from np.split(progress_N, np.flatnonzero(np.diff(episode_N)) + 1)
 
 
-def _claim(parts: Path, model: str, restart: bool) -> None:
-    """Make the folder of parts this model's own."""
-    owner = parts / "model.json"
+def _claim(parts: Path, wanted: dict[str, object], restart: bool) -> None:
+    """Make the folder of parts the scores of this model, of these frames, for these words alone."""
+    owner = parts / "asked.json"
     if restart and parts.exists():
         shutil.rmtree(parts)
-    if owner.exists() and (before := json.loads(owner.read_text())["model"]) != model:
-        raise Conflict(
-            f"{parts} holds scores of {before}, and now {model} scores; go on with that one, or forget its "
-            "scores with --restart"
-        )
+    before = json.loads(owner.read_text()) if owner.exists() else wanted
+    for name in sorted(before.keys() | wanted.keys()):
+        if before.get(name) != wanted.get(name):
+            raise Conflict(
+                f"{parts} holds scores with {name} {before.get(name)}, and now it is {wanted.get(name)}; "
+                f"go on with that one, or {FORGET}",
+                field=name,
+            )
     parts.mkdir(exist_ok=True)
     fresh = owner.with_suffix(".new")
-    fresh.write_text(json.dumps({"model": model}))
+    fresh.write_text(json.dumps(wanted))
     fresh.replace(owner)
 
 
@@ -182,7 +196,7 @@ def _rows(dataset: Dataset, index: int, scores: EpisodeScores) -> pa.Table:
     count = len(frames)
     progress_T = scores.progress_T
     if scores.failures:
-        progress_T = (FALLING * np.arange(count, 0, -1)).astype(np.float32)
+        progress_T = _falling(count)
     columns = [
         np.asarray(frames, dtype=np.int64),
         np.full(count, index, dtype=np.int64),
@@ -193,6 +207,14 @@ def _rows(dataset: Dataset, index: int, scores: EpisodeScores) -> pa.Table:
         scores.uncertain_T,
     ]
     return pa.table(dict(zip(SCHEMA.names, columns, strict=True)), schema=SCHEMA)
+
+
+def _falling(count: int) -> npt.NDArray[np.float32]:
+    return (FALLING * np.arange(count, 0, -1)).astype(np.float32)
+
+
+def _is_skipped(progress_T: npt.NDArray[np.float32]) -> bool:
+    return np.array_equal(progress_T, _falling(len(progress_T)))
 
 
 def _write_atomically(path: Path, table: pa.Table, metadata: dict[str, str]) -> None:

@@ -13,12 +13,11 @@ PolicyKind: TypeAlias = Literal["image", "state"]
 """What a policy sees: the service's frozen frame embeddings and the proprioceptive state, or, as a fast
 control, the true positions of object and goal."""
 
-Ends: TypeAlias = Literal["success", "service", "never"]
-"""Who ends a rollout before its time: the simulator, or the service, whose progress has to stay high; the
-loop learns from rollouts that its own source of rewards ended. `never`: they are flown to the end."""
+Ends: TypeAlias = Literal["success", "service"]
+"""Who ends a rollout before its time: the simulator, or the service, whose progress has to stay high."""
 
 MonteCarlo: TypeAlias = Literal["return", "final_progress"]
-Weighting: TypeAlias = Literal["gain", "lerobot"]
+Labels: TypeAlias = Literal["marks", "exact"]
 
 
 @dataclass(frozen=True)
@@ -60,7 +59,7 @@ class UpdateConfig:
         demo_share: share of a batch that is drawn from demonstrations.
         latents: base chunks a frame, over which the actor's loss is averaged, and of which the best is
             carried out at deployment.
-        smoothing, smoothing_clip: noise on the target's action (TD3).
+        smoothing, smoothing_clip: noise on the target's action (TD3), in units of `scale`.
         updates: a round. critic_only: how many of them, at the start of a round, leave the actor alone.
     """
 
@@ -101,6 +100,8 @@ class LoopConfig:
         demos: uneven demonstrations that the first policy is cloned from.
         first: rollouts of pi_1: the reward model is adapted to them, and they are the replay's first.
         adapt: whether the reward model is adapted at all.
+        labels: of the rollouts it is adapted to: `marks`, as a person labels them (`rollout_marks`), or the
+            simulator's `exact` progress and primitives, which no person could give.
         remember: episodes of the kind it was trained on that are mixed in, of each kind.
         rounds: of collection, relabelling and update.
         rollouts: episodes a round.
@@ -110,13 +111,13 @@ class LoopConfig:
         evaluation: episodes by which a policy is judged in the end. between: the same after each round.
         longest: frames after which a rollout ends.
         smooth: standard deviation, in frames, of the Gaussian that the progress curve is smoothed with.
-        weighting: of reward-weighted cloning: `gain` squares a frame's gain, `lerobot` is LeRobot's rule.
-        kappa: gain of progress over `gain_frames` that earns full weight.
+        kappa: gain of progress over `gain_frames` that earns full weight in the offline update.
     """
 
     demos: int = 25
     first: int = 100
     adapt: bool = True
+    labels: Labels = "marks"
     remember: int = 40
     rounds: int = 3
     rollouts: int = 60
@@ -127,7 +128,6 @@ class LoopConfig:
     between: int = 30
     longest: int = 120
     smooth: float = 2.0
-    weighting: Weighting = "gain"
     kappa: float = 0.1
     gain_frames: int = 10
 

@@ -6,7 +6,8 @@ import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from sarm2_rollouts.metaworld_robot import Collector, EpisodePlan
+from sarm2_rollouts.collection import Collector
+from sarm2_rollouts.metaworld_robot import EpisodePlan
 from sarm2_spiral.pilot import Pilot
 from sarm2_spiral.residual_update import Tick
 from sarm2_spiral.wilson import Rate

@@ -86,10 +86,9 @@ class SpiralFolder:
 
     @property
     def ends(self) -> Ends:
-        """Who ends the rollouts that the loop learns from: its own source of rewards."""
-        if self.reward == "service":
-            return "service"
-        return "success" if self.reward in ("true", "success") else "never"
+        """Who ends the rollouts that the loop learns from: the service where it gives the rewards. A control
+        has the simulator's word: it is not to lose for having flown on, long after it was done."""
+        return "service" if self.reward == "service" else "success"
 
     @property
     def demos(self) -> Path:
@@ -135,6 +134,10 @@ class SpiralFolder:
     def learner(self, number: int) -> Path:
         """Weights of the correction after a round."""
         return self.round(number) / "learner.safetensors"
+
+    def decision(self, number: int) -> Path:
+        """Whether a round's candidate was deployed, and why."""
+        return self.round(number) / "decision.json"
 
     def features(self, name: str) -> Path:
         """Features of every frame of a dataset."""

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from typing import TypeVar
 
-from sarm2_client.errors import ConnectionLost, Overloaded, WaitTimeout
+from sarm2_client.errors import ConnectionLost, Draining, Overloaded, WaitTimeout
 
 OUTAGE_S = 600.0
 """How long a service may be away before the loop gives up. What is finished is kept."""
@@ -35,7 +35,7 @@ def patiently(
     while True:
         try:
             return work()
-        except (ConnectionLost, WaitTimeout, Overloaded) as error:
+        except (ConnectionLost, WaitTimeout, Overloaded, Draining) as error:
             now = time.monotonic()
             if gone_since is None:
                 gone_since = now

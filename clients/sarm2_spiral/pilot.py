@@ -63,14 +63,13 @@ class Pilot:
     def _fly(self, entry: EpisodePlan) -> Episode:
         driver = self._driver(entry.seed)
         run = partial(run_policy, entry.task_name, driver, entry.seed, longest=self.config.loop.longest)
-        never = None if self.ends == "success" else _never
         if not self.stream:
-            return run(pictures="looked_at" if self.kind == "image" else "none", done=never)
+            return run(pictures="looked_at" if self.kind == "image" else "none")
         instruction = TASKS[entry.task_name].instruction
         client = client_of(self.host, self.port)
         with client.episode(instruction, FPS, CAMERAS, qos="batch", source="rollout") as live:
             verdict = Verdict(live)
-            return run(watch=verdict.watch, done=verdict.done if self.ends == "service" else never)
+            return run(watch=verdict.watch, done=verdict.done if self.ends == "service" else None)
 
     def _driver(self, seed: int) -> Driver:
         loop, update = self.config.loop, self.config.update
@@ -109,10 +108,6 @@ class Verdict:
     def done(self) -> bool:
         """Whether progress has stayed high."""
         return self._high >= DONE_FRAMES
-
-
-def _never() -> bool:
-    return False
 
 
 @lru_cache(maxsize=4)

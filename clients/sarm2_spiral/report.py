@@ -19,12 +19,10 @@ from sarm2_rollouts.lerobot_reader import open_dataset
 from sarm2_rollouts.rabc import gains
 from sarm2_spiral.evaluation import success_rate
 from sarm2_spiral.folder import SpiralFolder
+from sarm2_spiral.replay import DONE_ABOVE
 from sarm2_spiral.stages import rewards
 from sarm2_spiral.targets import Float32Array, smoothed
 from sarm2_spiral.wilson import Rate
-
-DONE = 0.9
-"""Progress from which on a reward model takes a task for done."""
 
 BLUE, GREEN, RED, GREY, INK = "#2563eb", "#16a34a", "#dc2626", "#9aa5b4", "#1c2430"
 
@@ -54,9 +52,9 @@ class Collected:
 
     @property
     def believed_failures(self) -> float | None:
-        """Share of the failures that end with a progress of `DONE` or more; None without failures."""
+        """Share of the failures that the update takes for done (`DONE_ABOVE`); None without failures."""
         pairs = zip(self.curves, self.successes, strict=True)
-        ends = [float(curve_T[-1]) >= DONE for curve_T, success in pairs if not success]
+        ends = [float(curve_T[-1]) > DONE_ABOVE for curve_T, success in pairs if not success]
         return float(np.mean(ends)) if ends else None
 
     def as_json(self) -> dict[str, Any]:
@@ -106,7 +104,7 @@ def write_report(run: SpiralFolder, seconds: dict[str, float], films: dict[str, 
     steps = success_by_step(run)
     rounds = range(1, run.config.loop.rounds + 1)
     parts = [collected(run, number) for number in rounds]
-    decisions = [json.loads((run.round(number) / "decision.json").read_text()) for number in rounds]
+    decisions = [json.loads(run.decision(number).read_text()) for number in rounds]
     draw_success(steps, run.report / "success.png")
     if parts:
         draw_curves(parts, run.report / "curves.png")

@@ -20,7 +20,6 @@ deployed. What it tried goes into the replay all the same: so the critics learn 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -32,9 +31,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from sarm2_client.client import RewardClient
 from sarm2_client.errors import Conflict, NotFound
+from sarm2_rollouts.collection import Collector, iterate_episodes
 from sarm2_rollouts.episode_scorer import ServiceScorer, scores_of
 from sarm2_rollouts.episode_video import draw_video
-from sarm2_rollouts.metaworld_robot import Collector, EpisodePlan, iterate_episodes
+from sarm2_rollouts.metaworld_robot import EpisodePlan
 from sarm2_rollouts.run_record import RunRecord, finished_stages
 from sarm2_spiral import stages
 from sarm2_spiral.evaluation import evaluate, success_rate
@@ -153,9 +153,9 @@ class SpiralRun:
         if self.run.given is not None:
             return [("evaluate given", partial(self.judge, "given"))]
         return [
-            ("bc", partial(self._clone, "bc", weighted=False)),
+            ("bc", partial(self._clone, "bc", "alike")),
             ("evaluate bc", partial(self.judge, "bc")),
-            ("offline", partial(self._clone, "offline", weighted=True)),
+            ("offline", partial(self._clone, "offline", "gain")),
             ("evaluate offline", partial(self.judge, "offline")),
         ]
 
@@ -199,9 +199,9 @@ class SpiralRun:
         )
         self._score(self.run.demos, "demos")
 
-    def _clone(self, name: str, *, weighted: bool) -> None:
+    def _clone(self, name: str, rule: stages.Rule) -> None:
         with self._bar(f"cloning {name}") as tick:
-            stages.clone_policy(self.run, name, [self._load("demos")], weighted, tick)
+            stages.clone_policy(self.run, name, [self._load("demos")], rule, tick)
 
     def _adapt(self) -> None:
         run = self.run
@@ -230,7 +230,7 @@ class SpiralRun:
         data = [self._load(name) for name in seen]
         with self._bar(f"update, round {number}") as tick:
             if run.updater == "rabc":
-                stages.clone_policy(run, f"round{number}", data, True, tick)
+                stages.clone_policy(run, f"round{number}", data, "lerobot", tick)
             else:
                 stages.update(run, number, self._base("offline"), data, tick)
 
@@ -282,10 +282,7 @@ class SpiralRun:
         Raises NotFound where the round is not through yet.
         """
         for past in range(number, 0, -1):
-            decision = self.run.round(past) / "decision.json"
-            if not decision.exists():
-                raise NotFound(f"round {past} has not been decided yet; do its trial first", field="policy")
-            if json.loads(decision.read_text())["deployed"]:
+            if stages.load_decision(self.run, past).deployed:
                 return self._candidate(past)
         return self._pilot(self._base("offline"), None)
 

@@ -13,25 +13,20 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from rich.console import Console
 
-from sarm2_client.errors import InvalidInput, ModelFailed, WaitTimeout
+from sarm2_client.errors import Conflict, InvalidInput, ModelFailed, NotFound, WaitTimeout
+from sarm2_rollouts.collection import Collector, MakeEpisode, make_planned
 from sarm2_rollouts.episode import Episode
 from sarm2_rollouts.episode_scorer import EpisodeScorer, EpisodeScores
 from sarm2_rollouts.lerobot_reader import Dataset, open_dataset
-from sarm2_rollouts.metaworld_robot import (
-    ACTION_NAMES,
-    STATE_NAMES,
-    Collector,
-    EpisodePlan,
-    MakeEpisode,
-    make_planned,
-)
-from sarm2_rollouts.rabc import gain_weights, gains, rabc_weights
+from sarm2_rollouts.metaworld_robot import ACTION_NAMES, STATE_NAMES, EpisodePlan
+from sarm2_rollouts.rabc import gain_weights, gains, rabc_weights, suggested_kappa
 from sarm2_rollouts.recorder import record
 from sarm2_rollouts.relabel import forget_parts, relabel, scored_by
 from sarm2_rollouts.with_parent import ending_with_me
@@ -49,6 +44,10 @@ from sarm2_spiral.residual_update import ResidualUpdate, Tick
 from sarm2_spiral.targets import Float32Array, smoothed
 
 Say: TypeAlias = Callable[[str], None]
+Rule: TypeAlias = Literal["alike", "gain", "lerobot"]
+"""The weight of a frame in cloning: that of any other, the square of its gain, or LeRobot's."""
+
+BoolArray: TypeAlias = npt.NDArray[np.bool_]
 
 CHECKPOINT = "learner.checkpoint.safetensors"
 ADAPT_TIMEOUT_S = 3600.0
@@ -105,8 +104,12 @@ def score(run: SpiralFolder, root: Path, scorer: EpisodeScorer, tick: Tick, say:
     patient = PatientScorer(scorer, say)
     if patient.model == scored_by(root):
         forget_parts(root)  # a kill may have left some of another model's
-    else:
-        relabel(open_dataset(root), patient, chunk=run.config.loop.gain_frames, tick=tick)
+        return
+    again = partial(relabel, open_dataset(root), patient, chunk=run.config.loop.gain_frames, tick=tick)
+    try:
+        again()
+    except Conflict:  # a kill has left another model's, or the service has taken another model meanwhile
+        again(restart=True)
 
 
 class PatientScorer:
@@ -129,7 +132,7 @@ def adapt_reward_model(run: SpiralFolder, console: Console) -> None:
     """RM1 becomes RM2, in a process of its own: this one never loads a reward model."""
     command = [sys.executable, "-m", "sarm2_cli.main", "adapt", str(run.round(0) / "rollouts")]
     command += ["--training", str(run.remember), "--bundle", str(run.first_model)]
-    command += ["--out", str(run.reward_model), "--seed", str(run.seed)]
+    command += ["--out", str(run.reward_model), "--seed", str(run.seed), "--labels", run.config.loop.labels]
     try:
         done = subprocess.run(  # noqa: S603  # ours
             command, capture_output=True, text=True, timeout=ADAPT_TIMEOUT_S, env=ending_with_me()
@@ -173,14 +176,16 @@ def rewards(run: SpiralFolder, root: Path) -> list[Float32Array]:
     return progress_curves(open_dataset(root, pictures=False), run.reward, demo_frames)
 
 
-def clone_policy(run: SpiralFolder, name: str, data: Sequence[Data], weighted: bool, tick: Tick) -> Path:
-    """A base policy cloned from datasets, weighted by what the frames gained or not."""
+def clone_policy(run: SpiralFolder, name: str, data: Sequence[Data], rule: Rule, tick: Tick) -> Path:
+    """A base policy cloned from datasets, its frames weighted by a rule."""
     path = run.policy(name)
     if path.exists():
         return path
     episodes = [pair for one in data for pair in zip(one.features, one.actions, strict=True)]
     curves = [curve_T for one in data for curve_T in one.progress]
-    weights = frame_weights(run, curves) if weighted else [np.ones(len(c), np.float32) for c in curves]
+    weights = frame_weights(run, curves, rule)
+    demo_E = np.array([one.demo for one in data for _ in one.progress])
+    weights = with_demo_share(weights, demo_E, run.config.update.demo_share)
     checkpoint = path.with_suffix(".checkpoint")
     policy = clone(episodes, weights, run.config.policy, run.seed, checkpoint, tick)
     save_weights(path, policy)
@@ -188,15 +193,33 @@ def clone_policy(run: SpiralFolder, name: str, data: Sequence[Data], weighted: b
     return path
 
 
-def frame_weights(run: SpiralFolder, curves: Sequence[Float32Array]) -> list[Float32Array]:
-    """The weight of every frame in reward-weighted cloning. Without rewards all frames weigh the same."""
+def with_demo_share(weights: Sequence[Float32Array], demo_E: BoolArray, share: float) -> list[Float32Array]:
+    """Weights (T,) of each episode of which demonstrations have `share` in all, as in the residual update's
+    batches; as they are where all episodes are of one kind, or one kind weighs nothing.
+
+    Args:
+        demo_E: whether each is a demonstration.
+    """
+    sums_E = np.array([float(weight_T.sum()) for weight_T in weights])
+    demos, rollouts = sums_E[demo_E].sum(), sums_E[~demo_E].sum()
+    if not (demos > 0 and rollouts > 0):
+        return list(weights)
+    scale_E = np.where(demo_E, share / demos, (1 - share) / rollouts)
+    return [(scale * weight_T).astype(np.float32) for scale, weight_T in zip(scale_E, weights, strict=True)]
+
+
+def frame_weights(run: SpiralFolder, curves: Sequence[Float32Array], rule: Rule) -> list[Float32Array]:
+    """The weight (T,) of every frame of some curves. Without rewards all frames weigh the same."""
     loop = run.config.loop
-    if run.reward == "uniform":
+    if rule == "alike" or run.reward == "uniform":
         return [np.ones(len(curve_T), dtype=np.float32) for curve_T in curves]
     if run.reward == "success":  # a verdict says nothing of single frames: whole episodes count, or do not
         return [np.full(len(curve_T), curve_T[-1], dtype=np.float32) for curve_T in curves]
     gain_N = np.concatenate([gains(curve_T, loop.gain_frames) for curve_T in curves])
-    weight_N = gain_weights(gain_N, loop.kappa) if loop.weighting == "gain" else rabc_weights(gain_N)
+    if rule == "lerobot":
+        weight_N = rabc_weights(gain_N, suggested_kappa(gain_N))
+    else:
+        weight_N = gain_weights(gain_N, loop.kappa)
     return np.split(weight_N, np.cumsum([len(curve_T) for curve_T in curves])[:-1])
 
 
@@ -205,15 +228,15 @@ def update(run: SpiralFolder, number: int, base: Base, data: Sequence[Data], tic
     if run.learner(number).exists():
         return
     config, checkpoint = run.config.update, run.round(number) / CHECKPOINT
-    before = run.round(number - 1) / CHECKPOINT
-    if not checkpoint.exists() and before.exists():
-        shutil.copyfile(before, checkpoint.with_suffix(".new"))
+    deployed = [past for past in range(1, number) if load_decision(run, past).deployed]
+    if deployed and not checkpoint.exists():  # a candidate that was not deployed leaves nothing behind
+        shutil.copyfile(run.round(deployed[-1]) / CHECKPOINT, checkpoint.with_suffix(".new"))
         checkpoint.with_suffix(".new").replace(checkpoint)
     torch.manual_seed(run.seed)
     learner = Learner(data[0].features[0].shape[1], len(ACTION_NAMES), config)
     learner.standardise.fit(torch.from_numpy(np.concatenate(data[0].features)))
     training = ResidualUpdate(learner, config, run.seed, checkpoint)
-    begin = (number - 1) * config.updates
+    begin = len(deployed) * config.updates
     replay = make_replay(run, base, learner, data)
     training.run(replay, begin + config.updates, begin + config.critic_only, tick)
     save_weights(run.learner(number), learner)
@@ -248,11 +271,19 @@ class Decision:
     deployed: bool
 
 
+def load_decision(run: SpiralFolder, number: int) -> Decision:
+    """What was decided after a round. Raises NotFound where its trial is not through yet."""
+    path = run.decision(number)
+    if not path.exists():
+        raise NotFound(f"round {number} has not been decided yet; do its trial first", field="policy")
+    return Decision(**json.loads(path.read_text()))
+
+
 def decide(run: SpiralFolder, number: int, rollouts: Data, trial: Data) -> Decision:
     """Compare a candidate with the deployed policy on the same scenes, by the loop's own rewards."""
-    path = run.round(number) / "decision.json"
+    path = run.decision(number)
     if path.exists():
-        return Decision(**json.loads(path.read_text()))
+        return load_decision(run, number)
     seeds = [entry.seed for entry in run.rollout_plan(number)]
     places = [seeds.index(entry.seed) for entry in run.trial_plan(number)]
     before = float(np.mean([rollouts.progress[place][-1] for place in places]))

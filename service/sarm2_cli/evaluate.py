@@ -50,7 +50,8 @@ def evaluate(
 
     from sarm2_models.checkpoint import default_bundle
     from sarm2_models.train.evaluation import Evaluator, evaluation_plan, measure, score_all
-    from sarm2_rollouts.metaworld_robot import TASKS, EpisodePlan, iterate_episodes
+    from sarm2_rollouts.collection import iterate_episodes
+    from sarm2_rollouts.metaworld_robot import TASKS, EpisodePlan
 
     asked = [] if tasks is None else one_of("tasks", tasks, sorted(TASKS))
     torch.set_num_threads(1)  # the simulator's processes need the other cores

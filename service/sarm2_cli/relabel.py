@@ -59,7 +59,11 @@ def relabel(
         ),
     ] = False,
     restart: Annotated[
-        bool, typer.Option("--restart", help="Forget what another model has scored of this dataset.")
+        bool,
+        typer.Option(
+            "--restart",
+            help="Forget what was scored of this dataset so far, by another model or with other options.",
+        ),
     ] = False,
 ) -> None:
     """Write `sarm_progress.parquet` and `rabc_weights.parquet` into a dataset, for trainers to read.
@@ -88,6 +92,7 @@ def relabel(
             skip_failed=skip_failed,
             restart=restart,
             prepare=lambda episode: with_names(episode, names, task),
+            asked={"task": task, "cameras": camera, "source": source},
             tick=lambda count, total: progress.update(bar, completed=count, total=total),
         )
     for episode, frame, why in done.failures:

@@ -18,7 +18,7 @@ from sarm2_client.client import RewardClient
 from sarm2_client.errors import Conflict, InvalidInput
 
 if TYPE_CHECKING:
-    from sarm2_rollouts.metaworld_robot import Collector
+    from sarm2_rollouts.collection import Collector
     from sarm2_spiral.folder import SpiralFolder
     from sarm2_spiral.given_policy import GivenPolicy
     from sarm2_spiral.run import SpiralRun
@@ -364,7 +364,7 @@ def reaching(
 
 def collector(workers: int, ray: str | None) -> Collector:
     """What makes a run's episodes: processes of this machine, or the Ray at an address."""
-    from sarm2_rollouts.metaworld_robot import iterate_episodes
+    from sarm2_rollouts.collection import iterate_episodes
     from sarm2_rollouts.ray_collection import iterate_episodes_on_ray
 
     if ray is None:
@@ -383,10 +383,12 @@ def keep_models(folder: SpiralFolder, bundle: Path | None) -> None:
         before, now = ((place / "manifest.json").read_bytes() for place in (folder.first_model, bundle))
         if before != now:
             raise Conflict(f"the run in {folder.root} was begun with another bundle; leave --bundle out")
-    bundle = bundle or default_bundle()
-    for place in (folder.first_model, folder.reward_model):
+    for place, source in (
+        (folder.first_model, bundle or default_bundle()),
+        (folder.reward_model, folder.first_model),
+    ):
         if not place.exists():
             fresh = place.with_name(f".{place.name}.new")
             shutil.rmtree(fresh, ignore_errors=True)
-            shutil.copytree(bundle, fresh)
+            shutil.copytree(source, fresh)
             fresh.replace(place)

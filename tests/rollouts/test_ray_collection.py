@@ -18,7 +18,8 @@ from rollouts.small_episodes import assert_same
 from sarm2_cli.server_process import free_port
 from sarm2_client.errors import ConnectionLost, InvalidInput, NotFound, WaitTimeout
 from sarm2_rollouts import ray_collection
-from sarm2_rollouts.metaworld_robot import PENDING_PER_WORKER, EpisodePlan, iterate_episodes
+from sarm2_rollouts.collection import PENDING_PER_WORKER, iterate_episodes
+from sarm2_rollouts.metaworld_robot import EpisodePlan
 from sarm2_rollouts.ray_collection import iterate_episodes_on_ray
 
 CPUS = 2

@@ -170,6 +170,26 @@ def test_scores_of_two_models_are_never_mixed(dataset: Dataset) -> None:
     assert second.scored == [0, 1, 2]
 
 
+def test_scores_for_other_words_are_never_gone_on_with(dataset: Dataset) -> None:
+    first = Scorer()
+    first.dies_at = 1
+    with pytest.raises(KeyboardInterrupt):
+        relabel(dataset, first, chunk=4, asked={"task": "open the drawer"})
+    with pytest.raises(Conflict, match="task open the drawer, and now it is close it"):
+        relabel(dataset, Scorer(), chunk=4, asked={"task": "close it"})
+
+
+def test_a_model_that_changes_meanwhile_ends_it(dataset: Dataset) -> None:
+    class Changing(Scorer):
+        def score(self, episode: Episode) -> EpisodeScores:
+            found = super().score(episode)
+            self.model = "m@2#bb" if len(self.scored) == 2 else self.model
+            return found
+
+    with pytest.raises(Conflict, match=r"m@1#aa scored 1 episodes, and now m@2#bb"):
+        relabel(dataset, Changing(), chunk=4)
+
+
 def test_a_dataset_can_be_relabelled_again_by_another_model(dataset: Dataset) -> None:
     relabel(dataset, Scorer("m@1#aa"), chunk=4)
     done = relabel(dataset, Scorer("m@2#bb"), chunk=4)
@@ -179,7 +199,7 @@ def test_a_dataset_can_be_relabelled_again_by_another_model(dataset: Dataset) ->
 def test_a_torn_part_is_never_taken_for_whole(dataset: Dataset) -> None:
     parts = dataset.root / PARTS
     parts.mkdir()
-    (parts / "model.json").write_text(json.dumps({"model": "m@1#aa"}))
+    (parts / "asked.json").write_text(json.dumps({"model": "m@1#aa", "frames": dataset.frames}))
     (parts / "000000.new").write_bytes(b"half a file")
     scorer = Scorer()
     relabel(dataset, scorer, chunk=4)

@@ -11,6 +11,7 @@ import pytest
 from sarm2_client.errors import InvalidInput, NotFound
 from sarm2_client.images import decode_jpeg
 from sarm2_rollouts.cameras import project
+from sarm2_rollouts.collection import iterate_episodes
 from sarm2_rollouts.metaworld_robot import (
     CAMERAS,
     CONTROL_STEPS_PER_FRAME,
@@ -23,7 +24,6 @@ from sarm2_rollouts.metaworld_robot import (
     EpisodePlan,
     MetaWorldRobot,
     _seed_nearby,
-    iterate_episodes,
     run_episode,
 )
 from sarm2_rollouts.simulator_state import column, columns

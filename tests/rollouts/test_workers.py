@@ -11,9 +11,15 @@ from pathlib import Path
 
 import pytest
 
+from rollouts.bad_makers import die, hang
+from sarm2_client.errors import ModelFailed, WaitTimeout
+from sarm2_rollouts.collection import iterate_episodes
+from sarm2_rollouts.metaworld_robot import EpisodePlan
+
 POOL = """
 import multiprocessing, time
-from sarm2_rollouts.metaworld_robot import EpisodePlan, iterate_episodes
+from sarm2_rollouts.collection import iterate_episodes
+from sarm2_rollouts.metaworld_robot import EpisodePlan
 
 def make(entry):
     print(multiprocessing.current_process().pid, flush=True)
@@ -51,6 +57,19 @@ def test_a_pools_processes_end_with_a_parent_that_is_killed(tmp_path: Path) -> N
         while alive(worker):
             assert time.monotonic() < deadline, "the worker outlived its parent"
             time.sleep(0.2)
+
+
+def test_a_worker_that_dies_is_told_of() -> None:
+    with pytest.raises(ModelFailed, match="process died"):
+        next(iterate_episodes([EpisodePlan("hammer", "demo", 1)], 1, make=die))
+
+
+def test_a_worker_that_hangs_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sarm2_rollouts.collection.EPISODE_TIMEOUT_S", 1.0)
+    began = time.monotonic()
+    with pytest.raises(WaitTimeout, match="for an episode"):
+        next(iterate_episodes([EpisodePlan("hammer", "demo", 1)], 1, make=hang))
+    assert time.monotonic() - began < END_S
 
 
 @pytest.mark.sim

@@ -8,7 +8,7 @@ from functools import partial
 from rich.console import Console
 
 from sarm2_client.client import RewardClient
-from sarm2_rollouts.metaworld_robot import iterate_episodes
+from sarm2_rollouts.collection import iterate_episodes
 from sarm2_spiral.config import QUICK, SpiralConfig
 from sarm2_spiral.folder import SpiralFolder
 from sarm2_spiral.run import SpiralRun

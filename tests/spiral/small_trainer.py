@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 
 from sarm2_client.client import RewardClient
-from sarm2_rollouts.metaworld_robot import iterate_episodes
+from sarm2_rollouts.collection import iterate_episodes
 from sarm2_spiral.folder import SpiralFolder
 from sarm2_spiral.run import SpiralRun
 from spiral.small_run import SMALL

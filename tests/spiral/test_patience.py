@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from sarm2_client.errors import ConnectionLost, InvalidInput
+from sarm2_client.errors import ConnectionLost, Draining, InvalidInput
 from sarm2_spiral.patience import patiently
 
 
@@ -18,7 +18,7 @@ def naps(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
 
 def test_work_is_done_again_once_the_service_is_back(naps: list[float]) -> None:
-    answers: list[object] = [ConnectionLost("gone"), ConnectionLost("still gone"), 7]
+    answers: list[object] = [ConnectionLost("gone"), Draining("going away"), 7]
     told: list[str] = []
 
     def work() -> object:

@@ -11,8 +11,9 @@ from typing import Any, cast
 import numpy as np
 import pytest
 
+from sarm2_rollouts.collection import MakeEpisode
 from sarm2_rollouts.episode import Episode
-from sarm2_rollouts.metaworld_robot import EpisodePlan, MakeEpisode, Observation
+from sarm2_rollouts.metaworld_robot import EpisodePlan, Observation
 from sarm2_rollouts.policy_rollout import run_policy
 from sarm2_spiral.evaluation import evaluate
 from sarm2_spiral.pilot import DONE, DONE_FRAMES, Verdict

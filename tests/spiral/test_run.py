@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import ray
+from safetensors.torch import load_file
 
 from sarm2_client.client import RewardClient
 from sarm2_client.errors import Conflict, NotFound
@@ -19,7 +20,7 @@ from sarm2_rollouts.ray_collection import iterate_episodes_on_ray
 from sarm2_rollouts.run_record import finished_stages
 from sarm2_spiral import stages
 from sarm2_spiral.config import SpiralConfig
-from sarm2_spiral.folder import SpiralFolder
+from sarm2_spiral.folder import SpiralFolder, Updater
 from sarm2_spiral.progress import Reward
 from sarm2_spiral.run import SpiralRun
 from spiral.small_run import SMALL, quiet_run
@@ -27,9 +28,20 @@ from spiral.small_run import SMALL, quiet_run
 pytestmark = pytest.mark.sim
 
 
-def a_run(root: Path, reward: Reward = "true", config: SpiralConfig = SMALL) -> SpiralRun:
-    folder = SpiralFolder(root, "drawer-open", "state", 7, config, reward)
+def a_run(
+    root: Path, reward: Reward = "true", config: SpiralConfig = SMALL, updater: Updater = "residual"
+) -> SpiralRun:
+    folder = SpiralFolder(root, "drawer-open", "state", 7, config, reward, updater)
     return quiet_run(folder, RewardClient())
+
+
+def steps_behind(run: SpiralRun, number: int) -> int:
+    """Update steps that led to a round's candidate."""
+    return int(load_file(run.run.round(number) / stages.CHECKPOINT)["step"])
+
+
+def finished_deployed(run: SpiralRun) -> int:
+    return int(stages.load_decision(run.run, 1).deployed)
 
 
 def weights(root: Path) -> dict[str, bytes]:
@@ -50,8 +62,7 @@ def test_a_run_ends_with_a_report_of_every_policy_and_round(finished: SpiralRun)
     assert report["success"]["round2"]["n"] == SMALL.loop.evaluation
     assert [row["rollouts"] for row in report["rounds"]] == [3, 3]
     assert [row["deployed"] for row in report["rounds"]] == [
-        json.loads((finished.run.round(number) / "decision.json").read_text())["deployed"]
-        for number in (1, 2)
+        stages.load_decision(finished.run, number).deployed for number in (1, 2)
     ]
     page = (finished.run.report / "report.html").read_text()
     for picture in ("success.png", "curves.png", "gains.png"):
@@ -140,10 +151,23 @@ def test_other_settings_are_refused(finished: SpiralRun) -> None:
 
 
 def test_a_candidate_that_does_worse_is_kept_and_not_deployed(finished: SpiralRun, tmp_path: Path) -> None:
-    strict = replace(SMALL, loop=replace(SMALL.loop, rounds=1, margin=-2.0))  # nothing can rise by 2
+    strict = replace(SMALL, loop=replace(SMALL.loop, margin=-2.0))  # nothing can rise by 2
     run = a_run(tmp_path / "run", config=strict)
     run.start(resume=False)
-    assert not json.loads((run.run.round(1) / "decision.json").read_text())["deployed"]
-    assert run.deployed(1).learner is None
+    assert not stages.load_decision(run.run, 1).deployed
+    assert run.deployed(2).learner is None
     assert run.run.learner(1).exists()
+    assert "report" in finished_stages(run.run.root)
+    # And it leaves nothing behind: the next one begins afresh, where one that was deployed is gone on with.
+    assert steps_behind(run, 2) == SMALL.update.updates
+    assert steps_behind(finished, 2) == (1 + finished_deployed(finished)) * SMALL.update.updates
+
+
+@pytest.mark.parametrize("reward", ["true", "uniform"])
+def test_cloning_takes_the_place_of_the_residual_update(reward: Reward, tmp_path: Path) -> None:
+    once = replace(SMALL, loop=replace(SMALL.loop, rounds=1))
+    run = a_run(tmp_path / "run", reward, once, "rabc")
+    run.start(resume=False)
+    assert {path.stem for path in run.run.policy("bc").parent.iterdir()} == {"bc", "offline", "round1"}
+    assert run.deployed(1).learner is None
     assert "report" in finished_stages(run.run.root)

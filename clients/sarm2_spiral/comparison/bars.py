@@ -20,6 +20,8 @@ Verdicts = npt.NDArray[np.bool_]
 SUCCESS = {"hammer": 0.85, "drawer-open": 0.85, "bin-picking": 0.70, "pick-place": 0.75}
 AUC = 0.95
 WHOLE_MINUTES, QUICK_MINUTES = 60.0, 10.0
+BARS = (*SUCCESS, "loop_gain", "success_auc", "hammer_minutes", "quick_minutes")
+"""Names of all bars."""
 RESAMPLES = 2000
 
 

@@ -15,6 +15,7 @@ import torch
 
 from sarm2_rollouts.run_record import RunRecord, finished_stages, tries_of_stages
 from sarm2_spiral.comparison.bars import (
+    BARS,
     QUICK_MINUTES,
     WHOLE_MINUTES,
     Bar,
@@ -171,9 +172,11 @@ def markdown(held: Mapping[str, Bar], outcomes: Mapping[Cell, Outcome], config: 
 
 def _verdict(held: Mapping[str, Bar]) -> str:
     missed = [name for name, bar in held.items() if not bar.met]
-    if not held:
-        return "No run that a bar is about is finished yet."
-    return f"All {len(held)} bars are met." if not missed else f"Missed: {', '.join(missed)}."
+    absent = [name for name in BARS if name not in held]
+    if not missed and not absent:
+        return f"All {len(BARS)} bars are met."
+    told = [f"Missed: {', '.join(missed)}."] if missed else []
+    return " ".join([*told, *([f"Not measured: {', '.join(absent)}."] if absent else [])])
 
 
 def _shown(rate: Rate) -> str:

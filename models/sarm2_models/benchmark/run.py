@@ -19,8 +19,9 @@ from sarm2_models.train.jobs import Job, dealt, run_jobs
 from sarm2_models.train.layout import SHARDS, RunFolder
 from sarm2_models.train.run import Recorder, record_split
 from sarm2_models.train.variants import Variant
+from sarm2_rollouts.collection import iterate_episodes
 from sarm2_rollouts.episode import Episode
-from sarm2_rollouts.metaworld_robot import STATE_NAMES, EpisodePlan, iterate_episodes
+from sarm2_rollouts.metaworld_robot import STATE_NAMES, EpisodePlan
 from sarm2_rollouts.recorder import PlannedEpisode, record
 from sarm2_rollouts.run_record import RunRecord
 

@@ -49,6 +49,7 @@ HELD_OUT = 4
 METRICS = (
     "demo_mse",
     "rollout_mse",
+    "policy_mse",
     "primitive_accuracy",
     "success_auc",
     "ece",
