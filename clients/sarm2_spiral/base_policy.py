@@ -75,7 +75,7 @@ def executed_part(chunk_BMHA: Float32Array, executed: int) -> Float32Array:
     if horizon < executed:
         raise InvalidInput(
             f"the base policy plans {horizon} actions at a time, and {executed} of a chunk are carried out; "
-            f"set update.executed to {horizon} or less",
+            f"take one that plans {executed} or more",
             field="executed",
         )
     part_BMK: Float32Array = chunk_BMHA[:, :, :executed].reshape(*chunk_BMHA.shape[:2], -1)

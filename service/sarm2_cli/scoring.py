@@ -70,16 +70,16 @@ def reached(server: str | None, bundle: Path | None) -> Iterator[RewardClient]:
 
 
 @contextmanager
-def served(server: str | None, bundle: Path | None, *, reload: bool = False) -> Iterator[tuple[str, int]]:
+def served(server: str | None, bundle: Path | None, *, lasting: bool = False) -> Iterator[tuple[str, int]]:
     """Host and port of the running service at `server` (HOST:PORT), or of one of our own, ended on exit.
 
-    `reload`: whether our own may take what the bundle's folder holds later. Raises InvalidInput where both
-    are given, or where `server` is no address.
+    `lasting`: our own is for a run of hours: it may take what the bundle's folder holds later, and is started
+    again where it ends. Raises InvalidInput where both are given, or where `server` is no address.
     """
     if bundle is not None and server is not None:
         raise InvalidInput("--bundle and --server exclude each other: a service scores with its own bundle")
     if server is None:
-        with ServerProcess(port=0, bundle=bundle, reload=reload) as own:
+        with ServerProcess(port=0, bundle=bundle, reload=lasting, restart=lasting) as own:
             yield "127.0.0.1", own.port
         return
     host, _, port = server.rpartition(":")

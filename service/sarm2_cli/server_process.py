@@ -19,6 +19,7 @@ from sarm2_rollouts.with_parent import ending_with_me
 DEFAULT_PORT = 8765
 READY_TIMEOUT_S = 120.0
 STOP_TIMEOUT_S = 15.0
+RESTART_PAUSE_S = 2.0
 PROBE_TIMEOUT_S = 2.0
 PROBE_EVERY_S = 0.2
 INTERRUPT_CHECK_S = 0.5
@@ -31,35 +32,59 @@ class ServerProcess:
         port: where to listen; None takes 8765, or a free port where that is taken; 0 takes any free port.
         bundle: the bundle to serve; None takes the shipped one.
         reload: whether it may take what the bundle's folder holds later.
+        restart: whether it is started again, at the same port, where it ends before it is told to.
 
     Raises:
         ConnectionLost: the process ended before it was ready; its last lines are in the message.
         WaitTimeout: it was not ready within READY_TIMEOUT_S.
     """
 
-    def __init__(self, port: int | None = None, bundle: Path | None = None, *, reload: bool = False) -> None:
+    def __init__(
+        self,
+        port: int | None = None,
+        bundle: Path | None = None,
+        *,
+        reload: bool = False,
+        restart: bool = False,
+    ) -> None:
         self.port = port or free_port(DEFAULT_PORT if port is None else 0)
         self.url = f"http://127.0.0.1:{self.port}/"
-        self._bundle, self._reload = bundle, reload
+        self._bundle, self._reload, self._restart = bundle, reload, restart
         self._process: subprocess.Popen[bytes] | None = None
+        self._changing = threading.Lock()
         self._log = tempfile.TemporaryFile()  # noqa: SIM115  # lives as long as the process does
 
     def __enter__(self) -> ServerProcess:
+        self._process = self._begin()
+        try:
+            self._wait_until_ready(self._process)
+        except BaseException:
+            self.stop()
+            raise
+        if self._restart:
+            threading.Thread(target=self._begin_again, args=(self._process,), daemon=True).start()
+        return self
+
+    def _begin(self) -> subprocess.Popen[bytes]:
         command = [sys.executable, "-m", "sarm2_cli.main", "serve", "--port", str(self.port)]
         if self._bundle is not None:
             command += ["--bundle", str(self._bundle)]
         if self._reload:
             command.append("--allow-reload")
         # A session of its own: Ctrl-C reaches this process alone, and the server is then ended in order.
-        self._process = subprocess.Popen(  # noqa: S603  # our own command, no shell
+        return subprocess.Popen(  # noqa: S603  # our own command, no shell
             command, stdout=self._log, stderr=subprocess.STDOUT, start_new_session=True, env=ending_with_me()
         )
-        try:
-            self._wait_until_ready(self._process)
-        except BaseException:
-            self.stop()
-            raise
-        return self
+
+    def _begin_again(self, process: subprocess.Popen[bytes]) -> None:
+        """Whoever waits for the service decides how long; one that cannot start is tried again and again."""
+        while True:
+            process.wait()
+            with self._changing:
+                if self._process is not process:
+                    return
+                self._process = process = self._begin()
+            time.sleep(RESTART_PAUSE_S)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -94,16 +119,17 @@ class ServerProcess:
 
     def stop(self) -> None:
         """End the server: first politely, after STOP_TIMEOUT_S by force."""
-        if self._process is None:
+        with self._changing:
+            process, self._process = self._process, None
+        if process is None:
             return
-        self._process.terminate()
+        process.terminate()
         try:
-            self._process.wait(STOP_TIMEOUT_S)
+            process.wait(STOP_TIMEOUT_S)
         except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
+            process.kill()
+            process.wait()
         self._log.close()
-        self._process = None
 
 
 def free_port(preferred: int) -> int:

@@ -358,7 +358,7 @@ def reaching(
     if server is None:
         keep_models(folder, bundle)
     own = bundle if server else folder.reward_model
-    with served(server, own, reload=True) as (host, port), RewardClient(host=host, port=port) as client:
+    with served(server, own, lasting=True) as (host, port), RewardClient(host=host, port=port) as client:
         yield SpiralRun(folder, client, host, port, made_by)
 
 

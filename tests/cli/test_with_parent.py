@@ -8,6 +8,8 @@ import time
 
 import httpx2
 
+from sarm2_cli.server_process import ServerProcess
+
 PARENT = """
 from sarm2_cli.server_process import ServerProcess
 import time
@@ -37,3 +39,16 @@ def test_a_service_ends_with_a_parent_that_is_killed() -> None:
     while answers(port):
         assert time.monotonic() < deadline, "the service outlived its parent"
         time.sleep(0.2)
+
+
+def test_a_lasting_service_is_started_again_at_the_same_port() -> None:
+    with ServerProcess(0, restart=True) as own:
+        first = own._process
+        assert first is not None
+        first.kill()
+        first.wait()
+        deadline = time.monotonic() + END_S
+        while not answers(own.port):
+            assert time.monotonic() < deadline, "the service was not started again"
+            time.sleep(0.2)
+    assert not answers(own.port)

@@ -100,7 +100,7 @@ def test_a_policy_without_a_latent_can_be_driven() -> None:
 
 
 def test_a_chunk_that_is_shorter_than_what_is_carried_out_is_refused() -> None:
-    with pytest.raises(InvalidInput, match=r"plans 3 actions at a time, and 4 .* set update.executed to 3"):
+    with pytest.raises(InvalidInput, match=r"plans 3 actions at a time, and 4 .* take one that plans 4"):
         executed_part(np.zeros((1, 1, 3, 4), np.float32), 4)
     assert executed_part(np.zeros((2, 5, 3, 4), np.float32), 3).shape == (2, 5, 12)
 
