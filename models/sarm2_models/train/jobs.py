@@ -164,8 +164,8 @@ def _check(process: BaseProcess, job: Job) -> None:
         log = _log_path(job)
         reason = log.read_text().strip().splitlines()[-1:] if log.exists() else ["it left no message"]
         raise ModelFailed(
-            f"{job.name} ended with exit code {process.exitcode}: {' '.join(reason)}; the whole message is in "
-            f"{log}. What was finished is kept: run the same command again, with --resume if it has that"
+            f"{job.name} ended with exit code {process.exitcode}: {' '.join(reason)}; the whole message is "
+            f"in {log}. What was finished is kept: run the same command again, with --resume if it has that"
         )
 
 
