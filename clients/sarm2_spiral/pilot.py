@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
@@ -112,8 +113,10 @@ class Verdict:
 
 @lru_cache(maxsize=4)
 def client_of(host: str, port: int) -> RewardClient:
-    """This process's client of a service."""
-    return RewardClient(host=host, port=port)
+    """This process's client of a service, closed when the process ends."""
+    client = RewardClient(host=host, port=port)
+    atexit.register(client.close)
+    return client
 
 
 @lru_cache(maxsize=8)
