@@ -32,6 +32,13 @@ from sarm2_spiral.folder import SpiralFolder
 from sarm2_spiral.wilson import Rate
 
 
+PARTS = (
+    "2b clones the demonstrations alone, weighted. What the loop adds is made of pi_1's rollouts, new ones every "
+    "round, the critics' correction and the adapted reward model; the arms take parts away: `rm1` has no "
+    "adaptation, `ra-bc` no critics, `uniform` no rewards."
+)
+
+
 @dataclass(frozen=True)
 class Outcome:
     """What a cell came to, over the seeds that are finished.
@@ -167,6 +174,7 @@ def markdown(held: Mapping[str, Bar], outcomes: Mapping[Cell, Outcome], config: 
         lines.append(
             f"| {cell.name} | {100 * (second - first):+.1f} points | {100 * (last - second):+.1f} points |"
         )
+    lines += ["", PARTS]
     return "\n".join([*lines, ""])
 
 
