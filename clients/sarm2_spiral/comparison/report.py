@@ -31,10 +31,9 @@ from sarm2_spiral.evaluation import success_rate, verdicts
 from sarm2_spiral.folder import SpiralFolder
 from sarm2_spiral.wilson import Rate
 
-
 PARTS = (
-    "2b clones the demonstrations alone, weighted. What the loop adds is made of pi_1's rollouts, new ones every "
-    "round, the critics' correction and the adapted reward model; the arms take parts away: `rm1` has no "
+    "2b clones the demonstrations alone, weighted. What the loop adds is made of pi_1's rollouts, new ones in "
+    "every round, the critics' correction and the adapted reward model; the arms take parts away: `rm1` has no "
     "adaptation, `ra-bc` no critics, `uniform` no rewards."
 )
 
