@@ -32,8 +32,8 @@ from sarm2_spiral.folder import SpiralFolder
 from sarm2_spiral.wilson import Rate
 
 PARTS = (
-    "2b clones the demonstrations alone, weighted. What the loop adds is made of pi_1's rollouts, of new ones "
-    "in every round, of the critics' correction and of the adapted reward model; the arms take parts away: "
+    "2b clones the demonstrations alone, weighted. What the loop adds is made of pi_1's rollouts, new ones "
+    "in every round, the critics' correction and the adapted reward model; the arms take parts away: "
     "`rm1` has no adaptation, `ra-bc` no critics, `uniform` no rewards."
 )
 
