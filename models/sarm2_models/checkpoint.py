@@ -21,6 +21,7 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import msgspec
@@ -97,6 +98,7 @@ def save_bundle(
     version: str | None = None,
     encoder_source: str | None = None,
     adapted_from: str | None = None,
+    reports: Mapping[str, object] = MappingProxyType({}),
 ) -> Manifest:
     """Write a model as a folder, whole or not at all; an earlier bundle there is replaced.
 
@@ -106,6 +108,7 @@ def save_bundle(
         model_id, version: what `hello` will say; by default the model's own.
         encoder_source: a hub name to load the encoder from; by default the bundle carries it.
         adapted_from: the bundle that this one comes from.
+        reports: plain data by file name, kept as JSON in the bundle's `report` folder.
 
     Raises:
         InvalidInput: the folder exists and is no bundle.
@@ -125,6 +128,9 @@ def save_bundle(
         _write_parts(working, model, carries_encoder=encoder_source is None)
         manifest = _make_manifest(working, model, model_id, version, encoder_source)
         manifest = msgspec.structs.replace(manifest, adapted_from=adapted_from)
+        for name, content in reports.items():
+            (working / "report").mkdir(exist_ok=True)
+            _write_json(working / "report" / name, content)
         _write_json(working / MANIFEST, msgspec.to_builtins(manifest))
         _swap(working, folder)
     finally:

@@ -373,6 +373,5 @@ def _save(out: Path, model: RewardModel, heads: Heads, fitted: Calibration, repo
         version=f"{model.version}+{report['rollouts']['learned']}rollouts",
     )
     with torch.no_grad():
-        save_bundle(out, adapted, adapted_from=report["adapted_from"])
-    (out / "report").mkdir(exist_ok=True)
-    (out / "report" / "adaptation.json").write_text(json.dumps(report, indent=1) + "\n")
+        reports = {"adaptation.json": report}
+        save_bundle(out, adapted, adapted_from=report["adapted_from"], reports=reports)
