@@ -172,7 +172,11 @@ class SpiralFolder:
         return [EpisodePlan(self.task, "policy", first + n) for n in range(count)]
 
     def trial_plan(self, number: int) -> list[EpisodePlan]:
-        """The scenes of a round that the deployed policy met without noise, for the candidate to try."""
+        """The scenes of a round that the deployed policy met without noise, for the candidate to try.
+
+        Both fly the same ones, which tells more of few flights than scenes of their own would, if a little
+        kindly to the candidate: it has learned from the other's flights there.
+        """
         loop = self.config.loop
         calm = [e for e in self.rollout_plan(number) if loop.exploration[e.seed % len(loop.exploration)] == 0]
         return calm[: loop.trial]

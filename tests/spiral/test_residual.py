@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from sarm2_client.errors import InvalidInput
+from sarm2_spiral.config import PUBLISHED
 from sarm2_spiral.replay import Replay
 from sarm2_spiral.residual import Learner
 from sarm2_spiral.residual_update import ResidualUpdate
@@ -121,3 +122,52 @@ def test_the_target_uses_the_slow_networks_and_bounded_noise() -> None:
     target_B = training.target(batch)
     bound_B = batch.partial_B + batch.discount_B * later_NB.max(0).values
     assert (target_B < bound_B + 0.2).all()
+
+
+def test_the_target_is_the_formula_with_one_latent_and_clipped_noise() -> None:
+    config = replace(SMALL.update, alpha=0.25, smoothing=0.4, smoothing_clip=0.5)
+    torch.manual_seed(0)
+    learner = Learner(2, 1, config)
+    torch.nn.init.normal_(learner.slow_actor.net[-1].weight)  # type: ignore[arg-type]  # a Linear
+    batch = make_replay().at(np.array([0, 3, 7]))
+    torch.manual_seed(4)
+    found_B = ResidualUpdate(learner, config, seed=0).target(batch)
+    torch.manual_seed(4)
+    latent_B = torch.randint(batch.later_base_BMK.shape[1], (3,))
+    base_BK = batch.later_base_BMK[torch.arange(3), latent_B]
+    limit = 0.5 * config.scale
+    noise_BK = (0.4 * config.scale * torch.randn_like(base_BK)).clamp(-limit, limit)
+    with torch.no_grad():
+        chunk_BK = (base_BK + learner.slow_actor(batch.later_BF, base_BK) + noise_BK).clamp(-1, 1)
+        later_B = learner.slow_critics(batch.later_BF, chunk_BK).min(0).values
+    expected_B = 0.25 * batch.monte_carlo_B + 0.75 * (batch.partial_B + batch.discount_B * later_B)
+    torch.testing.assert_close(found_B, expected_B)
+
+
+def test_the_actors_loss_is_the_mean_over_all_latents(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    learner = Learner(2, 1, SMALL.update)
+    torch.nn.init.normal_(learner.actor.net[-1].weight)  # type: ignore[arg-type]  # a Linear
+    training, batch = ResidualUpdate(learner, SMALL.update, seed=0), make_replay().at(np.array([0, 3, 7]))
+    losses: list[torch.Tensor] = []
+    monkeypatch.setattr(training, "_descend", lambda name, loss: losses.append(loss))
+    training._actor(batch)
+    by_latent = []
+    for latent in range(batch.base_BMK.shape[1]):
+        base_BK = batch.base_BMK[:, latent]
+        residual_BK = learner.actor(batch.features_BF, base_BK)
+        value_B = learner.critics(batch.features_BF, (base_BK + residual_BK).clamp(-1, 1)).min(0).values
+        by_latent.append((-value_B + SMALL.update.beta * residual_BK.square().sum(1)).mean())
+    assert len(by_latent) > 1
+    torch.testing.assert_close(losses[0], torch.stack(by_latent).mean())
+
+
+def test_the_published_preset_has_the_publications_constants() -> None:
+    update = PUBLISHED.update
+    assert (update.alpha, update.gamma, update.beta, update.tau) == (0.5, 0.9995, 30.0, 0.005)
+    assert (update.learning_rate, update.batch, update.updates) == (1e-4, 16, 10_000)
+    assert (update.critics, update.width, update.layers, update.scale) == (5, 1024, 3, 0.1)
+    assert (update.latents, update.smoothing, update.smoothing_clip) == (4, 0.2, 0.5)
+    assert update.monte_carlo == "final_progress"
+    assert PUBLISHED.loop.rounds == 3
+    assert 50 <= PUBLISHED.loop.rollouts <= 100
