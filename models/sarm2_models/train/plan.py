@@ -173,7 +173,7 @@ PLANS: MappingProxyType[str, TrainPlan] = MappingProxyType(
         "small": TrainPlan(
             name="small",
             episodes=_EPISODES,
-            tower=TowerPlan(growth=0.30),
+            tower=TowerPlan(growth=0.22),
             heads=HeadPlan(growth=0.11),
         ),
         "published": TrainPlan(
@@ -196,7 +196,7 @@ PLANS: MappingProxyType[str, TrainPlan] = MappingProxyType(
         "demos": TrainPlan(
             name="demos",
             episodes={split: replace(counts, perturbed=0, random=0) for split, counts in _EPISODES.items()},
-            tower=TowerPlan(growth=0.30),
+            tower=TowerPlan(growth=0.22),
             heads=HeadPlan(growth=0.11),
         ),
         "quick": TrainPlan(
