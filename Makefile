@@ -40,7 +40,7 @@ check: $(VENV)/.installed-dev  ## ruff, mypy, import-linter
 bench: $(VENV)/.installed-dev  ## measure; writes tests/bench/reports
 	$(RUN)/python -m pytest -m bench tests/bench -s
 
-train: $(VENV)/.installed-sim system-sim  ## train the shipped bundle again (about half an hour on two cores)
+train: $(VENV)/.installed-sim system-sim  ## train the shipped bundle again (two to three hours on two cores)
 	$(RUN)/sarm2 train
 
 evaluate: $(VENV)/.installed-sim system-sim  ## measure the shipped bundle on fresh episodes

@@ -270,9 +270,10 @@ def _bin(progress: FloatArray, bins: int) -> IntArray:
 
 
 def _second_half(episode_N: IntArray) -> BoolArray:
-    """Every second episode, in order of first appearance by number."""
-    _, rank_N = np.unique(episode_N, return_inverse=True)
-    half: BoolArray = rank_N % 2 == 1
+    """Half of the episodes, drawn by lot: they were recorded task by task in turn, and every second one may
+    well be of every second task."""
+    episodes, rank_N = np.unique(episode_N, return_inverse=True)
+    half: BoolArray = np.random.default_rng(0).permutation(len(episodes))[rank_N] % 2 == 1
     return half if half.any() and not half.all() else np.arange(len(episode_N)) % 2 == 1
 
 

@@ -2,6 +2,8 @@
 
 Whole episodes are drawn: frames of one episode are far from independent. A metric that is split into
 per-episode contributions costs one matrix product.
+
+Shapes: R draws, M models.
 """
 
 from __future__ import annotations
@@ -48,12 +50,19 @@ class Estimate:
 
     @classmethod
     def mean(cls, estimates: Sequence[Estimate]) -> Estimate:
-        """Of one metric on the same episodes by several models of a kind (training seeds), paired by draw."""
+        """Of one metric on the same episodes by several models of a kind, one a training seed.
+
+        Every draw of episodes is joined by one of seeds: the interval holds for another training too. Paired
+        by draw with the mean of any other kind that has as many seeds.
+        """
         values = [one.value for one in estimates if one.value is not None]
         samples = [one.samples for one in estimates if one.samples is not None]
         if not values or len(samples) < len(estimates):
             return cls(float(np.mean(values)) if values else None, None, None, estimates[0].n)
-        return cls.of(float(np.mean(values)), np.mean(samples, axis=0), estimates[0].n)
+        samples_MR = np.stack(samples)
+        seeds_MR = np.random.default_rng(0).integers(0, len(samples), samples_MR.shape)
+        drawn_R = np.take_along_axis(samples_MR, seeds_MR, axis=0).mean(axis=0)
+        return cls.of(float(np.mean(values)), drawn_R, estimates[0].n)
 
     def over(self, other: Estimate) -> Estimate:
         """This metric over that of another model on the same episodes, paired by draw."""

@@ -6,8 +6,8 @@ intervals are the 2.5 and 97.5 percentiles.
 
 Which episodes enter: *demos* are uneven successful demonstrations (`demo`), *clean demos* the expert alone
 (`clean_demo`), *rollouts* everything else (`perturbed`, `random` and a learned `policy`'s, failures and drops
-included). Truth is
-the simulator's state potential, on every frame.
+included). Truth is the simulator's state potential, and every frame counts: the published errors are taken
+once a second, which is a sample of the same.
 
 Shapes: T frames, N episodes, P primitives.
 """
@@ -43,6 +43,7 @@ class Scored:
         low_T, high_T: the predicted interval of progress.
         primitive_T, true_primitive_T: indices of the predicted and true primitive.
         confidence_T: calibrated probability of the predicted primitive.
+        uncertain_T: bool, whether the answer was marked `uncertain`.
         success: whether the task was done, as the simulator knows it.
         others: progress by other predictors ("clock", "constant", "state_only", "images_only"), each T.
     """
@@ -57,11 +58,13 @@ class Scored:
     primitive_T: Ints
     true_primitive_T: Ints
     confidence_T: Floats
+    uncertain_T: npt.NDArray[np.bool_]
     success: bool
     others: Mapping[str, Floats] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        names = ("progress_T", "low_T", "high_T", "primitive_T", "true_primitive_T", "confidence_T")
+        names = ["progress_T", "low_T", "high_T", "primitive_T", "true_primitive_T"]
+        names += ["confidence_T", "uncertain_T"]
         lengths = {name: len(getattr(self, name)) for name in names}
         lengths |= {name: len(values) for name, values in self.others.items()}
         for name, length in lengths.items():
@@ -203,6 +206,15 @@ def _segments(scored: Scored) -> tuple[float, float]:
     return 2.0 * matched, float(predicted + true)
 
 
+def _certain(scored: Scored) -> tuple[float, float]:
+    return float((~scored.uncertain_T).sum()), float(len(scored.uncertain_T))
+
+
+def _certain_and_wrong(scored: Scored) -> tuple[float, float]:
+    wrong_T = ~scored.uncertain_T & (scored.primitive_T != scored.true_primitive_T)
+    return float(wrong_T.sum()), float((~scored.uncertain_T).sum())
+
+
 def _covered(scored: Scored) -> tuple[float, float]:
     inside_T = (scored.low_T <= scored.truth_T) & (scored.truth_T <= scored.high_T)
     return float(inside_T.sum()), float(len(inside_T))
@@ -302,6 +314,8 @@ def evaluate(
       over rollouts; `policy_success_auc` over those of learned policies. `success_auprc`: the area under the
       precision-recall curve, over rollouts.
     - `ece`: expected calibration error of the stage confidence in 15 equal bins, all frames of all episodes.
+    - `certain_error`: of the frames that are not marked uncertain the share with a wrong primitive, which the
+      rule is set to keep under its stated error; `certain_share`: how many those are. All episodes.
     - `interval_coverage`, `interval_width`: share of frames whose true progress lies inside the interval, and
       its mean width, all episodes; `..._demo` over demos and clean demos, `..._rollout` over rollouts.
 
@@ -332,6 +346,8 @@ def evaluate(
         "group_accuracy": (_demo, _group(group_P)),
         "hierarchical_loss": (_demo, _hierarchical(group_P)),
         "segment_f1": (_demo, _segments),
+        "certain_error": (_any, _certain_and_wrong),
+        "certain_share": (_any, _certain),
         "interval_coverage": (_any, _covered),
         "interval_coverage_demo": (_shown, _covered),
         "interval_coverage_rollout": (_rollout, _covered),

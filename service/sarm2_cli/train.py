@@ -50,7 +50,7 @@ def train(
 
     Example: `sarm2 train --tasks hammer --out runs/hammer`, then `sarm2 serve --bundle runs/hammer/bundle`
 
-    About two hours for all fifteen tasks on two cores, half an hour for three. The report (`OUT/report/`)
+    Two to three hours for all fifteen tasks on two cores, half an hour for three. The report (`OUT/report/`)
     climbs a ladder: heads on the true simulator state (the ceiling), on the image tower's features, on images
     or state alone, the clock, and a constant. It also checks the labels of a few episodes against the
     scripted expert's steps to go. Stopped runs lose at most a minute or two: add `--resume`.

@@ -14,7 +14,7 @@ from rich.console import Console
 from models.synthetic import record_synthetic, write_synthetic
 from models.test_train_run import in_process
 from sarm2_client.errors import Conflict
-from sarm2_models.benchmark.bars import Bar
+from sarm2_models.benchmark.bars import Bar, bars
 from sarm2_models.benchmark.cloned_policy import (
     CHUNK,
     EXECUTED,
@@ -23,7 +23,7 @@ from sarm2_models.benchmark.cloned_policy import (
     chunks_of,
     clone,
 )
-from sarm2_models.benchmark.contenders import CONTENDERS, SARM2, OneGate, Sarm2
+from sarm2_models.benchmark.contenders import CONTENDERS, SARM2, Language, OneGate, Sarm2
 from sarm2_models.benchmark.exams import EXAMS, backwards, exam_frames
 from sarm2_models.benchmark.goal_frame import goal_progress
 from sarm2_models.benchmark.language_progress import MISMATCHED, mismatch
@@ -98,7 +98,7 @@ def test_the_report_reads_as_tables_and_pictures(finished: BenchmarkFolder) -> N
     for name, contender in CONTENDERS.items():
         assert f"| `{name}`: {contender.summary} |" in text
     assert "| hammer |" in text
-    for picture in ("confusion.png", "experts.png", "curves.png"):
+    for picture in ("confusion.png", "experts.png", "expert_correlation.png", "curves.png"):
         assert (finished.report / picture).read_bytes().startswith(b"\x89PNG")
 
 
@@ -198,6 +198,35 @@ def test_a_bar_is_held_by_its_value_its_far_end_or_its_interval() -> None:
     assert Bar(Estimate(None, None, None, 0), "at most", 1.0).met is None
 
 
+def test_bars_compare_with_whichever_trained_baseline_is_best() -> None:
+    def row(mse: float, rank: float) -> dict[str, Estimate]:
+        found = dict.fromkeys(
+            (*PROGRESS_METRICS, *STAGE_METRICS, *INTERVAL_METRICS), Estimate(0.9, 0.8, 1.0, 9)
+        )
+        errors = {"rollout_mse": Estimate(mse, mse / 2, 2 * mse, 9), "ranking": Estimate(rank, rank, rank, 9)}
+        return found | errors
+
+    measured = {"sarm2": row(0.003, 0.97), "language": row(0.004, 0.98)}
+    measured |= {"single_task_all": row(0.002, 0.96), "single_task_one": row(0.009, 0.9)}
+    others = {name: row(1.1, 0.0) for name in (*measured, "state_only", "clock")}
+    probe = {"tool": 0.97, "object": 0.9, "goal": None}
+    held = bars(measured, {"hammer": {"sarm2": row(0.1, 0.5)}}, others, others, probe)
+    assert held["rollout_mse over single_task_all's"].met, "1.1, and the interval reaches below 1"
+    assert held["ranking less language's"].met
+    assert held["ranking of the worst task"].met is False
+    assert [held[f"probe R2 of the {point}"].met for point in probe] == [True, False, None]
+    assert held["interval_width_demo"].met is False
+
+
+def test_the_language_model_sees_as_many_windows_as_both_heads_of_sarm2(finished: BenchmarkFolder) -> None:
+    totals: list[int] = []
+    language = CONTENDERS["language"]
+    assert isinstance(language, Language)
+    texts = finished.run.texts("full")
+    language.model(finished, texts, 77, lambda done, total, note: totals.append(total))
+    assert totals[-1] == PLAN.heads.stage_steps + PLAN.heads.value_steps
+
+
 def test_the_report_begins_with_what_is_missed_and_what_brings_nothing() -> None:
     good, bad = (
         Bar(Estimate(0.5, 0.4, 0.6, 9), "at most", 0.5),
@@ -211,8 +240,14 @@ def test_the_report_begins_with_what_is_missed_and_what_brings_nothing() -> None
     tables = Tables({}, {}, over, {}, {"ece": good, "jitter": bad}, {}, {})
     said = verdict(tables)
     assert said.startswith("> Missed: jitter.")
-    assert "stage estimator bring" in said
+    assert "For the stage estimator and the gates it chooses no difference" in said
     assert "multi-gate" not in said
+    larger = {"sarm2_no_anchor": {"demo_mse": smaller, "rollout_mse": Estimate(1.2, 1.1, 1.3, 9)}}
+    assert "With the first frame, `rollout_mse` is larger beyond the interval." in verdict(
+        replace(tables, over=larger)
+    )
+    unknown = {"sarm2_no_anchor": {"demo_mse": same, "rollout_mse": Estimate(1.2, None, None, 9)}}
+    assert "first frame" not in verdict(replace(tables, over=unknown))
     assert verdict(replace(tables, over={}, bars={"ece": good})) == "> Every bar is reached."
 
 
@@ -296,17 +331,26 @@ def test_the_goal_frame_is_progress_one_and_the_first_frame_zero() -> None:
 # --- estimates over seeds ---------------------------------------------------------------------------
 
 
-def test_a_mean_over_seeds_is_paired_by_episode_and_narrower_than_unpaired_noise() -> None:
-    rng = np.random.default_rng(0)
-    errors = rng.random(40)
-    one, other = (ratio([(float(e), 1.0) for e in row], 0) for row in (errors, 1.0 - errors))
-    mean = Estimate.mean([one, other])
-    assert mean.value == pytest.approx(0.5)
-    assert mean.low == pytest.approx(0.5, abs=1e-9), "what one seed gains on an episode the other loses"
-    half = ratio([(float(e) / 2, 1.0) for e in errors], 0)
-    over = half.over(one)
+def test_a_mean_over_seeds_holds_for_another_training_too() -> None:
+    errors = np.random.default_rng(0).random(40)
+    low, high = (ratio([(float(error) + shift, 1.0) for error in errors], 0) for shift in (0.0, 1.0))
+    mean = Estimate.mean([low, high])
+    assert mean.value == pytest.approx(errors.mean() + 0.5)
+    assert mean.low is not None
+    assert mean.high is not None
+    assert mean.low < errors.mean() + 0.05, "both draws of a seed may be the same one"
+    assert mean.high > errors.mean() + 0.95
+    alone = Estimate.mean([low])
+    assert (alone.low, alone.high) == (low.low, low.high)
+
+
+def test_means_over_seeds_are_paired_by_episode_and_seed() -> None:
+    errors = np.random.default_rng(0).random(40)
+    seeds = [ratio([(float(error) + shift, 1.0) for error in errors], 0) for shift in (0.0, 1.0)]
+    mean = Estimate.mean(seeds)
+    half = Estimate.mean([ratio([((float(e) + s) / 2, 1.0) for e in errors], 0) for s in (0.0, 1.0)])
+    over, nothing = half.over(mean), mean.minus(mean)
     assert (over.value, over.low, over.high) == pytest.approx((0.5, 0.5, 0.5))
-    nothing = one.minus(one)
     assert (nothing.value, nothing.low, nothing.high) == (0.0, 0.0, 0.0)
 
 

@@ -109,7 +109,7 @@ def test_the_interval_is_wider_where_errors_are_larger() -> None:
 
 def test_the_interval_holds_for_each_source_apart_and_the_wider_one_where_it_is_not_told() -> None:
     rng = np.random.default_rng(0)
-    source = np.arange(8000) // 40 % 4 // 2  # two episodes of each in turn: both halves have both
+    source = np.arange(8000) // 40 % 2  # in turn: halves by parity would have one of them each
     progress = np.full(8000, 0.5)
     target = progress + np.where(source == 1, 0.1, 0.02) * rng.uniform(-1, 1, 8000)
     episode, certain = np.arange(8000) // 40, np.zeros(8000, dtype=bool)

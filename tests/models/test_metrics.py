@@ -22,6 +22,7 @@ def scored(
     kind: str = "demo",
     primitives: tuple[Sequence[int], Sequence[int]] | None = None,
     confidence: float = 1.0,
+    uncertain: Sequence[bool] | None = None,
     width: float = 0.1,
     success: bool = True,
     task: str = "hammer",
@@ -42,6 +43,7 @@ def scored(
         primitive_T=np.asarray(predicted),
         true_primitive_T=np.asarray(true),
         confidence_T=np.full(count, confidence),
+        uncertain_T=np.asarray(uncertain or [False] * count),
         success=success,
         others={name: np.asarray(values) for name, values in (others or {}).items()},
     )
@@ -49,6 +51,13 @@ def scored(
 
 def value(episodes: Sequence[Scored], metric: str) -> float | None:
     return evaluate(episodes, GROUPS, NULL)[metric].value
+
+
+def test_only_what_is_not_marked_uncertain_counts_as_certain_and_wrong() -> None:
+    named = ([0, 1, 1, 2], [0, 1, 2, 1])
+    one = scored([0.0] * 4, primitives=named, uncertain=[False, False, False, True])
+    assert value([one], "certain_error") == pytest.approx(1 / 3)
+    assert value([one], "certain_share") == pytest.approx(3 / 4)
 
 
 def test_demo_mse_weighs_frames_and_the_macro_one_episodes() -> None:

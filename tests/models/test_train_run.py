@@ -21,6 +21,7 @@ from sarm2_models.config import preset
 from sarm2_models.encoder import ImageTextEncoder
 from sarm2_models.predictor import Predictor
 from sarm2_models.train import stages
+from sarm2_models.train.calibrate import predict
 from sarm2_models.train.evaluation import Evaluator, evaluate_bundle, evaluation_plan
 from sarm2_models.train.given_encoder import GivenEncoder
 from sarm2_models.train.jobs import Job, Ticker
@@ -28,7 +29,8 @@ from sarm2_models.train.layout import RunFolder, make_run
 from sarm2_models.train.loop import learning_rate_factor
 from sarm2_models.train.plan import Episodes, HeadPlan, PlannedEpisode, TowerPlan, TrainPlan
 from sarm2_models.train.run import TrainingRun
-from sarm2_models.train.variants import ABLATION_FOLDER, BASELINES, VARIANTS
+from sarm2_models.train.variants import ABLATION_FOLDER, BASELINES, VARIANTS, Heads
+from sarm2_models.window import SOURCES
 
 TASKS = ("drawer-open", "hammer")
 FEW = Episodes(demo=1, clean_demo=1, perturbed=2, random=0)
@@ -97,6 +99,24 @@ def test_a_run_ends_with_a_bundle_that_loads_and_scores(finished: RunFolder) -> 
     picture = finished.corpus("train").picture(0, 0)
     score = predictor.step(dict.fromkeys(model.config.cameras, picture), episode.state_TS[0])
     assert 0 <= score.interval[0] <= score.progress <= score.interval[1] <= 1
+
+
+def test_what_is_measured_on_stored_embeddings_is_what_a_robot_is_answered(finished: RunFolder) -> None:
+    model, corpus = load_bundle(finished.bundle), finished.corpus("validation")
+    heads, frames = Heads(model.config, model.stage, model.value), finished.frames("full", "validation")
+    texts, words = finished.texts("full"), model.vocabulary
+    said = predict(heads, frames, texts, words, model.calibration, corpus.source_T)
+    predictor = Predictor(model)
+    for number in range(corpus.episodes):
+        where, task = corpus.frames(number), corpus.instructions[corpus.task_N[number]]
+        predictor.reset(task, corpus.fps, SOURCES[corpus.source_T[where.start]])
+        for t in range(where.start, where.stop):
+            images = {camera: corpus.picture(t, place) for place, camera in enumerate(corpus.cameras)}
+            answer = predictor.step(images, corpus.state_TS[t])
+            assert answer.progress == pytest.approx(said.progress_T[t], abs=1e-5)
+            assert answer.interval == pytest.approx((said.low_T[t], said.high_T[t]), abs=1e-5)
+            assert words.index(answer.primitive) == said.primitive_T[t]
+            assert answer.uncertain == said.uncertain_T[t]
 
 
 def test_the_report_has_every_rung_and_what_it_was_made_from(finished: RunFolder) -> None:

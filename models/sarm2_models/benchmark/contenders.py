@@ -85,7 +85,8 @@ class Sarm2(Contender):
 
     Attributes:
         variant: what it sees.
-        stage: without, the value decoder is told nothing of the primitive: null text, `other` gate.
+        stage: without, the value decoder is told nothing of the primitive: null text, and the `other` gate
+            for every frame, so that the multi-gate goes too.
         multigate: without, one gate serves every primitive, whose text the decoder still reads.
         anchor: without, the episode's first frame is masked.
     """
@@ -112,7 +113,9 @@ class Sarm2(Contender):
         if not path.exists():
             frames, corpus = self.frames(bench, "calibration"), run.corpus("calibration")
             fitted = calibrate(heads, frames, corpus, run.texts(self.variant), run.vocabulary)
-            path.write_text(json.dumps(fitted.to_dict(), indent=1))
+            fresh = path.with_suffix(".new")
+            fresh.write_text(json.dumps(fitted.to_dict(), indent=1))
+            fresh.replace(path)
         return Calibration.from_dict(json.loads(path.read_text()))
 
     def heads(self, bench: BenchmarkFolder, seed: int, tick: Tick) -> Heads:
@@ -200,9 +203,10 @@ class SingleTask(Contender):
         path = folder / "model.safetensors"
         if not path.exists():
             _, frames = self._seen(bench, run.frames("full", "train"))
+            corpus = run.corpus("train")
+            mine = frames.only(corpus.task_N == task, corpus.length_N)
             torch.manual_seed(seed + 2)
-            mine = replace(frames, weight_T=np.where(frames.task_T == task, frames.weight_T, 0.0))
-            stage_T, within_T = map(torch.from_numpy, stage_targets(frames.progress_T, shares))
+            stage_T, within_T = map(torch.from_numpy, stage_targets(mine.progress_T, shares))
             total = max(1, (plan.stage_steps + plan.value_steps) // len(run.tasks))
 
             def loss_of(model: StageProgress, rng: Generator, pair_B: IntArray, batch: Windows) -> Tensor:
@@ -218,7 +222,7 @@ class SingleTask(Contender):
 
 @dataclass(frozen=True)
 class Language(Contender):
-    """ReWiND's form: no stages; rewound windows and mismatched instructions. As many windows as SARM2's."""
+    """ReWiND's form: no stages; rewound windows and mismatched instructions. As many as SARM2's two heads."""
 
     def answer(self, bench: BenchmarkFolder, seed: int, exam: Exam, tick: Tick) -> Predictions:
         """Train and answer."""
@@ -249,7 +253,7 @@ class Language(Contender):
                     said_B = model(batch.embeddings_BWCD, batch.state_BWS, batch.mask_BW, instruction_BD)
                 return torch.nn.functional.mse_loss(said_B, torch.from_numpy(target_B))
 
-            steps = value_steps(plan, plan.value_steps, folder, seed)
+            steps = value_steps(plan, plan.stage_steps + plan.value_steps, folder, seed)
             model = LanguageProgress(run.config)
             save_module(path, fit_windows(model, frames, REWIND, plan, loss_of, steps, (5,), tick))
         return load_module(path, LanguageProgress(run.config))
@@ -348,7 +352,7 @@ class Told(Contender):
 SARM2 = Sarm2("sarm2", "SARM2", names_primitives=True)
 _ALL: tuple[Contender, ...] = (
     SARM2,
-    Sarm2("sarm2_no_stage", "without the stage estimator", stage=False),
+    Sarm2("sarm2_no_stage", "without the stage estimator and the gates it chooses", stage=False),
     Sarm2("sarm2_no_multigate", "one gate for all primitives", names_primitives=True, multigate=False),
     Sarm2("sarm2_no_anchor", "without the first frame", names_primitives=True, anchor=False),
     Sarm2("state_only", "SARM2 on proprioception alone", names_primitives=True, variant="state_only"),

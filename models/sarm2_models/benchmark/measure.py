@@ -41,6 +41,8 @@ STAGE_METRICS = (
     "hierarchical_loss",
     "segment_f1",
     "ece",
+    "certain_error",
+    "certain_share",
 )
 INTERVAL_METRICS = tuple(
     f"interval_{what}{where}" for where in ("", "_demo", "_rollout") for what in ("coverage", "width")

@@ -47,6 +47,17 @@ def draw_experts(use_PE: Floats, vocabulary: Vocabulary, path: Path) -> None:
     _heat_map(use_PE[kept], experts, names, path, "expert", "")
 
 
+def draw_expert_correlation(use_PE: Floats, vocabulary: Vocabulary, path: Path) -> None:
+    """How alike primitives use the experts: the correlation of their mean weights, in the order of groups."""
+    order = sorted(range(len(use_PE)), key=lambda index: vocabulary.group_of_primitive[index])
+    kept = [index for index in order if use_PE[index].std() > 0]
+    names = [f"{vocabulary.group_name(index)}: {vocabulary.primitives[index]}" for index in kept]
+    alike_PP = np.atleast_2d(np.corrcoef(use_PE[kept]))
+    _heat_map(
+        alike_PP, names, names, path, "correlation of the use of experts", "", colours="RdBu_r", low=-1.0
+    )
+
+
 def draw_best_to_worst(episodes: Sequence[Scored], vocabulary: Vocabulary, path: Path) -> None:
     """One row a task: its episodes of least, median and largest squared error."""
     tasks = sorted({scored.task for scored in episodes})
@@ -67,12 +78,20 @@ def _error(scored: Scored) -> float:
 
 
 def _heat_map(
-    values: Floats, columns: Sequence[str], rows: Sequence[str], path: Path, below: str, beside: str
+    values: Floats,
+    columns: Sequence[str],
+    rows: Sequence[str],
+    path: Path,
+    below: str,
+    beside: str,
+    *,
+    colours: str = "Blues",
+    low: float = 0.0,
 ) -> None:
     figure, axis = plt.subplots(figsize=(1.6 + 0.42 * len(columns), 1.2 + 0.34 * len(rows)))
-    axis.imshow(values, cmap="Blues", vmin=0, vmax=1, aspect="auto")
+    axis.imshow(values, cmap=colours, vmin=low, vmax=1, aspect="auto")
     for (row, column), value in np.ndenumerate(values):
-        if value >= 0.01:
+        if abs(value) >= 0.01:
             colour = "white" if value > 0.6 else "#333333"
             axis.text(column, row, f"{value:.2f}", ha="center", va="center", fontsize=6, color=colour)
     axis.set_xticks(range(len(columns)), columns, rotation=60, ha="right", fontsize=7)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import platform
 from collections.abc import Sequence
 from typing import Any
@@ -15,7 +16,7 @@ from sarm2_models.benchmark.bars import bars
 from sarm2_models.benchmark.cloned_policy import clone
 from sarm2_models.benchmark.contenders import CONTENDERS, SARM2, stage_estimator
 from sarm2_models.benchmark.exams import EXAMS
-from sarm2_models.benchmark.layout import BenchmarkFolder, save_predictions
+from sarm2_models.benchmark.layout import BenchmarkFolder, load_predictions, save_predictions
 from sarm2_models.benchmark.measure import against, measure_contenders, plain, scored_by
 from sarm2_models.benchmark.probe import probe_tasks
 from sarm2_models.benchmark.table import Tables, markdown
@@ -62,6 +63,7 @@ def report(ticker: Ticker, bench: BenchmarkFolder) -> None:
         "settings": bench.settings(),
         "machine": {
             "processor": platform.machine(),
+            "cores": os.cpu_count(),
             "python": platform.python_version(),
             "torch": torch.__version__,
             "device": "cpu",
@@ -84,7 +86,9 @@ def report(ticker: Ticker, bench: BenchmarkFolder) -> None:
     words, episodes = bench.run.vocabulary, scored_by(bench, SARM2.name)[0]
     confused = pictures.confusion(episodes, len(words.primitives))
     pictures.draw_confusion(confused, words, bench.report / "confusion.png")
-    pictures.draw_experts(expert_use(bench), words, bench.report / "experts.png")
+    used = expert_use(bench)
+    pictures.draw_experts(used, words, bench.report / "experts.png")
+    pictures.draw_expert_correlation(used, words, bench.report / "expert_correlation.png")
     pictures.draw_best_to_worst(episodes, words, bench.report / "curves.png")
     ticker.tick(2, 2)
 
@@ -97,11 +101,13 @@ def probe(bench: BenchmarkFolder) -> dict[str, dict[str, float | None]]:
 
 
 def expert_use(bench: BenchmarkFolder) -> pictures.Floats:
-    """Mean weight of each expert on the test frames of each predicted primitive, (P, E), first seed."""
-    run = bench.run
-    heads = SARM2.heads(bench, bench.seeds[0], silent)
+    """Mean weight of each expert on the test frames of each primitive that the decoder was given, (P, E),
+    first seed: null where the prediction was uncertain."""
+    run, seed = bench.run, bench.seeds[0]
+    heads = SARM2.heads(bench, seed, silent)
     frames, texts = run.frames("full", "test"), run.texts("full")
-    primitive_T = heads.logits(frames).argmax(-1)
+    said = load_predictions(bench.answers(SARM2.name, seed, "test"))
+    primitive_T = np.where(said.uncertain_T, run.vocabulary.null_index, said.primitive_T)
     total = np.zeros((len(run.vocabulary.primitives), heads.config.value.experts))
     with torch.inference_mode():
         for chosen in chunks(len(frames)):
@@ -120,10 +126,11 @@ def about(content: dict[str, Any]) -> str:
         f"Tasks: {', '.join(settings['tasks'])}. Training seeds: "
         f"{', '.join(map(str, settings['training_seeds']))}. Every contender learns from the same "
         f"{data['train']['episodes']} episodes ({data['train']['frames']} frames) through the same frozen "
-        f"encoder, with the same optimiser and batches of {plan['batch']} windows, and none is tuned on its "
-        f"own: SARM2 sees {plan['stage_steps']} + {plan['value_steps']} batches (stage estimator, value "
-        f"decoder), the language model {plan['value_steps']}, a single-task model as many windows of its "
-        f"task as SARM2's two heads. Measured on {data['test']['episodes']} fresh episodes "
+        f"encoder, with the same optimiser and batches of {plan['batch']} windows. The settings are those that "
+        f"SARM2 was tuned to; nobody else was tuned. SARM2 sees {plan['stage_steps']} + {plan['value_steps']} "
+        f"batches (stage estimator, value decoder), the language model as many as both, a single-task model "
+        f"as many of all tasks' models together. Two terms of the loss are SARM2's alone: privileged hints for "
+        f"the stage estimator, and the change between neighbouring frames for the value decoder. Measured on {data['test']['episodes']} fresh episodes "
         f"({data['test']['frames']} frames, {data['test']['successes']} successes) and "
         f"{data['policy']['episodes']} rollouts of policies that were cloned from a few uneven "
         f"demonstrations ({data['policy']['frames']} frames, {data['policy']['successes']} successes)."

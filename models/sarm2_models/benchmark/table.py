@@ -22,10 +22,18 @@ STAGES = (
     "hierarchical_loss",
     "segment_f1",
 )
-CALIBRATION = ("ece", "interval_coverage_demo", "interval_coverage_rollout", "interval_width")
+CALIBRATION = (
+    "ece",
+    "certain_error",
+    "certain_share",
+    "interval_coverage_demo",
+    "interval_coverage_rollout",
+    "interval_width_demo",
+    "interval_width_rollout",
+)
 BY_TASK = ("demo_mse", "rollout_mse", "primitive_accuracy", "success_auc", "ranking", "drop_recall")
 PARTS = {
-    "sarm2_no_stage": "the stage estimator",
+    "sarm2_no_stage": "the stage estimator and the gates it chooses",
     "sarm2_no_multigate": "the multi-gate",
     "sarm2_no_anchor": "the first frame",
 }
@@ -33,7 +41,8 @@ PARTS = {
 
 
 ORACLE = "oracle_primitive"
-SMALLER = "smaller beyond the interval"
+SAME = "no difference beyond the interval"
+SMALLER, LARGER = "smaller beyond the interval", "larger beyond the interval"
 
 
 @dataclass(frozen=True)
@@ -68,7 +77,7 @@ def markdown(tables: Tables, about: str) -> str:
         "# Benchmark",
         verdict(tables),
         about,
-        "Values are means over the training seeds; intervals are 95 % bootstraps over episodes.",
+        "Values are means over the training seeds; intervals are 95 % bootstraps over episodes and seeds.",
         "## What is reached",
         _bars(tables.bars),
         "## What each part is worth",
@@ -107,14 +116,13 @@ def verdict(tables: Tables) -> str:
     lines = [f"Missed: {', '.join(missed)}."] if missed else []
     lines += [f"Not measured: {', '.join(unknown)}."] if unknown else []
     lines = lines or ["Every bar is reached."]
-    idle = [
-        part
-        for name, part in PARTS.items()
-        if name in tables.over and not any(_verdict(tables.over[name][m]) == SMALLER for m in RATIOS)
-    ]
-    if idle:
-        parts = " and ".join(idle).capitalize()
-        lines.append(f"{parts} bring nothing to progress beyond the interval: the curve is as good without.")
+    for name, part in PARTS.items():
+        found = {metric: _verdict(tables.over[name][metric]) for metric in RATIOS if name in tables.over}
+        worse = [f"`{metric}`" for metric, said in found.items() if said == LARGER]
+        if worse:
+            lines.append(f"With {part}, {' and '.join(worse)} is larger beyond the interval.")
+        elif found and set(found.values()) == {SAME}:
+            lines.append(f"For {part} no difference of progress is seen beyond the interval.")
     return "\n>\n".join(f"> {line}" for line in lines)
 
 
@@ -131,9 +139,9 @@ def worth(over: Table) -> str:
     if ORACLE in over:
         said = [f"`{metric}` {number(over[ORACLE][metric])}" for metric in RATIOS]
         lines.append(
-            f"- With its own primitives, error over that with the true ones: {'; '.join(said)}. A stage "
-            "estimator that never errs would bring so much; ours errs where the curve is hard too. One gate "
-            "reads the primitive's text in its token, and can route by it as several do."
+            f"- With its own primitives, error over that with the true ones: {'; '.join(said)}. So much would "
+            "a stage estimator bring that never errs and is never uncertain. One gate reads the primitive's "
+            "text in its token, and can route by it as several do."
         )
     return "\n".join(lines)
 
@@ -152,7 +160,7 @@ def _verdict(error: Estimate) -> str:
         return "not known"
     if error.high < 1:
         return SMALLER
-    return "larger beyond the interval" if error.low > 1 else "no difference beyond the interval"
+    return LARGER if error.low > 1 else SAME
 
 
 def _bars(bars: Mapping[str, Bar]) -> str:

@@ -1,7 +1,7 @@
 """Tasks that nothing was trained on: what SARM2 still knows there, and whether it says that it does not.
 
-An instruction that no training episode had is answered `uncertain` by the service whatever the model says;
-the numbers here are of the model itself, under the instruction's text.
+An instruction that no training episode had is answered `uncertain` by the service whatever the model says, and
+its progress goes through the `other` gate: so it is measured here. Primitives and rates are the model's own.
 
 Shapes: T frames.
 """
@@ -43,11 +43,13 @@ def measure_unseen(bench: BenchmarkFolder) -> dict[str, dict[str, Estimate]]:
         return {}
     frames, texts = unseen_frames(bench)
     found: list[tuple[list[Scored], Predictions]] = []
-    corpus = bench.unseen.corpus("test")
+    corpus, words = bench.unseen.corpus("test"), bench.run.vocabulary
     for seed in bench.seeds:
         heads = SARM2.heads(bench, seed, silent)
         rules = SARM2.calibration(bench, seed, heads)
-        said = predict(heads, frames, texts, bench.run.vocabulary, rules, corpus.source_T)
+        said = predict(heads, frames, texts, words, rules, corpus.source_T)
+        null_T = np.full(len(frames), words.null_index)
+        said = replace(said, progress_T=heads.progress(frames, texts, null_T, words))
         found.append((scored_episodes(corpus, said, mean_demo_frames(corpus)), said))
     every = np.arange(corpus.episodes)
     table = {"all": _mean(bench, found, every)}

@@ -70,7 +70,10 @@ def calibrate(
     temperature = fit_temperature(logits_TP, corpus.primitive_T)
     probs_TP = softmax(logits_TP / temperature)
     primitive_T, confidence_T = probs_TP.argmax(-1), probs_TP.max(-1)
-    rule = fit_uncertain_threshold(confidence_T, primitive_T == corpus.primitive_T, STATED_ERROR)
+    named_T = primitive_T != vocabulary.null_index  # null is marked uncertain however sure it is
+    named_T |= not named_T.any()  # a model of a few steps may name nothing at all
+    right_T = primitive_T == corpus.primitive_T
+    rule = fit_uncertain_threshold(confidence_T[named_T], right_T[named_T], STATED_ERROR)
     uncertain_T = _uncertain(confidence_T, primitive_T, rule, vocabulary)
     route_T = np.where(uncertain_T, vocabulary.null_index, primitive_T)
     progress_T = heads.progress(frames, texts, route_T, vocabulary)

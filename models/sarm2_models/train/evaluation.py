@@ -91,6 +91,7 @@ class Evaluator:
             primitive_T=np.array([vocabulary.index(step.primitive) for step in steps]),
             true_primitive_T=np.array([vocabulary.index(name) for name in episode.primitives_T]),
             confidence_T=np.array([step.confidence for step in steps]),
+            uncertain_T=np.array([step.uncertain for step in steps]),
             success=bool(episode.success),
             others={
                 "clock": clock(len(episode), mean),

@@ -78,6 +78,7 @@ def scored_episodes(
                 primitive_T=predictions.primitive_T[frames],
                 true_primitive_T=corpus.primitive_T[frames],
                 confidence_T=predictions.confidence_T[frames],
+                uncertain_T=predictions.uncertain_T[frames],
                 success=bool(corpus.success_N[number]),
                 others=blind | {name: values_T[frames] for name, values_T in (others or {}).items()},
             )
