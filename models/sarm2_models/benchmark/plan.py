@@ -34,7 +34,7 @@ FULL = TrainPlan(
     name="benchmark",
     episodes={
         "train": Episodes(demo=50, clean_demo=4, perturbed=45, random=8),
-        # Of each kind as large a share of its source as in `test`: an interval holds for what it was fitted on.
+        # Of each kind the share of its source that `test` has: an interval holds for what it was fitted on.
         "calibration": Episodes(demo=5, clean_demo=5, perturbed=8, random=2),
         "test": Episodes(demo=20, clean_demo=20, perturbed=20, random=5),
     },

@@ -122,16 +122,19 @@ def about(content: dict[str, Any]) -> str:
     """What was trained and measured, in a paragraph."""
     settings, data = content["settings"], content["data"]
     plan = settings["plan"]["heads"]
-    return (
+    parts = [
         f"Tasks: {', '.join(settings['tasks'])}. Training seeds: "
-        f"{', '.join(map(str, settings['training_seeds']))}. Every contender learns from the same "
-        f"{data['train']['episodes']} episodes ({data['train']['frames']} frames) through the same frozen "
-        f"encoder, with the same optimiser and batches of {plan['batch']} windows. The settings are those that "
-        f"SARM2 was tuned to; nobody else was tuned. SARM2 sees {plan['stage_steps']} + {plan['value_steps']} "
-        f"batches (stage estimator, value decoder), the language model as many as both, a single-task model "
-        f"as many of all tasks' models together. Two terms of the loss are SARM2's alone: privileged hints for "
-        f"the stage estimator, and the change between neighbouring frames for the value decoder. Measured on {data['test']['episodes']} fresh episodes "
-        f"({data['test']['frames']} frames, {data['test']['successes']} successes) and "
-        f"{data['policy']['episodes']} rollouts of policies that were cloned from a few uneven "
-        f"demonstrations ({data['policy']['frames']} frames, {data['policy']['successes']} successes)."
-    )
+        f"{', '.join(map(str, settings['training_seeds']))}.",
+        f"Every contender learns from the same {data['train']['episodes']} episodes "
+        f"({data['train']['frames']} frames) through the same frozen encoder, with the same optimiser and "
+        f"batches of {plan['batch']} windows. The settings are those that SARM2 was tuned to; nobody else was.",
+        f"SARM2 sees {plan['stage_steps']} + {plan['value_steps']} batches (stage estimator, value decoder), "
+        "the language model as many as both, and so do all single-task models together. Two terms of the "
+        "loss are SARM2's alone: privileged hints for the stage estimator, and the change between "
+        "neighbouring frames for the value decoder.",
+        f"Measured on {data['test']['episodes']} fresh episodes ({data['test']['frames']} frames, "
+        f"{data['test']['successes']} successes) and {data['policy']['episodes']} rollouts of policies that "
+        f"were cloned from a few uneven demonstrations ({data['policy']['frames']} frames, "
+        f"{data['policy']['successes']} successes).",
+    ]
+    return " ".join(parts)

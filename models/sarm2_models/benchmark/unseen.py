@@ -1,7 +1,7 @@
 """Tasks that nothing was trained on: what SARM2 still knows there, and whether it says that it does not.
 
-An instruction that no training episode had is answered `uncertain` by the service whatever the model says, and
-its progress goes through the `other` gate: so it is measured here. Primitives and rates are the model's own.
+An instruction that no training episode had is answered `uncertain` by the service whatever the model says,
+and its progress goes through the `other` gate: so it is measured here. Primitives and rates are the model's.
 
 Shapes: T frames.
 """
