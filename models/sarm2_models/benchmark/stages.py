@@ -127,7 +127,7 @@ def about(content: dict[str, Any]) -> str:
         f"{', '.join(map(str, settings['training_seeds']))}.",
         f"Every contender learns from the same {data['train']['episodes']} episodes "
         f"({data['train']['frames']} frames) through the same frozen encoder, with the same optimiser and "
-        f"batches of {plan['batch']} windows. The settings are those that SARM2 was tuned to; nobody else was.",
+        f"batches of {plan['batch']} windows. The settings are those that SARM2 was tuned to.",
         f"SARM2 sees {plan['stage_steps']} + {plan['value_steps']} batches (stage estimator, value decoder), "
         "the language model as many as both, and so do all single-task models together. Two terms of the "
         "loss are SARM2's alone: privileged hints for the stage estimator, and the change between "

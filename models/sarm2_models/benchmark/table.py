@@ -140,8 +140,8 @@ def worth(over: Table) -> str:
         said = [f"`{metric}` {number(over[ORACLE][metric])}" for metric in RATIOS]
         lines.append(
             f"- With its own primitives, error over that with the true ones: {'; '.join(said)}. So much "
-            "would a stage estimator bring that never errs and is never uncertain. One gate reads the primitive's "
-            "text in its token, and can route by it as several do."
+            "would a stage estimator bring that never errs and is never uncertain. One gate reads the "
+            "primitive's text in its token, and can route by it as several do."
         )
     return "\n".join(lines)
 
