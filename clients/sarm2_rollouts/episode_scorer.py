@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -12,6 +13,9 @@ from sarm2_client.client import Episode as LiveEpisode
 from sarm2_client.client import RewardClient
 from sarm2_client.wire import EpisodeSource, Score
 from sarm2_rollouts.episode import Episode
+
+PAUSES_S = (0.5, 2.0, 8.0)
+"""Seconds before an episode is scored again."""
 
 
 @dataclass(frozen=True)
@@ -60,11 +64,9 @@ class ServiceScorer:
         return model_name(model["id"], model["version"], model["weights_sha256"])
 
     def score(self, episode: Episode) -> EpisodeScores:
-        """One score a frame. Raises what some frame was answered that may well go through the next time."""
-        live = stream_episode(self._client, episode, self._source)
-        for error in live.errors:
-            if error.retryable:
-                raise error
+        """One score a frame. Where a frame's answer may well be another the next time (an overloaded device),
+        the episode is scored again after each of `PAUSES_S`; then that answer is raised."""
+        live = self._streamed(episode)
         progress_T = np.full(len(episode), np.nan, dtype=np.float32)
         primitives_T, uncertain_T = [""] * len(episode), np.ones(len(episode), dtype=bool)
         for score in live.scores:
@@ -74,6 +76,17 @@ class ServiceScorer:
         missing = np.flatnonzero(np.isnan(progress_T))
         failures = tuple((int(frame), said.get(int(frame), "it was not answered")) for frame in missing)
         return EpisodeScores(progress_T, tuple(primitives_T), uncertain_T, failures)
+
+    def _streamed(self, episode: Episode) -> LiveEpisode:
+        for pause_s in (*PAUSES_S, None):
+            live = stream_episode(self._client, episode, self._source)
+            passing = [error for error in live.errors if error.retryable]
+            if not passing:
+                break
+            if pause_s is None:
+                raise passing[0]
+            time.sleep(pause_s)
+        return live
 
 
 def stream_episode(
