@@ -75,15 +75,17 @@ def _close_at_exit() -> None:
 def make_env(spec: TaskSpec) -> Any:
     """A simulator whose placement is seeded and whose goal is known to the expert.
 
-    Raises InvalidInput where the simulator is not installed.
+    Raises InvalidInput where the simulator is not installed, or does not load.
     """
     prepare_display()
     try:
         from metaworld.env_dict import ALL_V3_ENVIRONMENTS
-    except ImportError as error:
+    except ModuleNotFoundError as error:
         raise InvalidInput(
             "the simulator is not installed; install it with: pip install 'sarm2-client[sim]'"
         ) from error
+    except ImportError as error:  # the renderer that MUJOCO_GL names, say
+        raise InvalidInput(f"the simulator is installed and does not load: {error}") from error
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         env = ALL_V3_ENVIRONMENTS[spec.env_name]()

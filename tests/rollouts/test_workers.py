@@ -77,7 +77,7 @@ def test_a_worker_that_hangs_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_renderer_is_closed_before_its_library_goes(display: str) -> None:
     ended = subprocess.run(
         [sys.executable, "-c", RENDER],
-        env={**os.environ, "MUJOCO_GL": display},
+        env={**os.environ, "MUJOCO_GL": display, "PYOPENGL_PLATFORM": display},
         capture_output=True,
         text=True,
         timeout=120,
