@@ -20,7 +20,7 @@ from sarm2_rollouts.rabc import gains
 from sarm2_spiral.evaluation import success_rate
 from sarm2_spiral.folder import SpiralFolder
 from sarm2_spiral.replay import DONE_ABOVE
-from sarm2_spiral.stages import rewards
+from sarm2_spiral.stages import load_decision, rewards
 from sarm2_spiral.targets import Float32Array, smoothed
 from sarm2_spiral.wilson import Rate
 
@@ -104,7 +104,7 @@ def write_report(run: SpiralFolder, seconds: dict[str, float], films: dict[str, 
     steps = success_by_step(run)
     rounds = range(1, run.config.loop.rounds + 1)
     parts = [collected(run, number) for number in rounds]
-    decisions = [json.loads(run.decision(number).read_text()) for number in rounds]
+    decisions = [vars(load_decision(run, number)) for number in rounds]
     draw_success(steps, run.report / "success.png")
     if parts:
         draw_curves(parts, run.report / "curves.png")

@@ -282,7 +282,7 @@ def load_decision(run: SpiralFolder, number: int) -> Decision:
 def decide(run: SpiralFolder, number: int, rollouts: Data, trial: Data) -> Decision:
     """Compare a candidate with the deployed policy on the same scenes, by the loop's own rewards."""
     path = run.decision(number)
-    if path.exists():
+    if path.exists():  # a kill came between this and the stage's end
         return load_decision(run, number)
     seeds = [entry.seed for entry in run.rollout_plan(number)]
     places = [seeds.index(entry.seed) for entry in run.trial_plan(number)]

@@ -40,18 +40,14 @@ def draw_confusion(shares_PP: Floats, vocabulary: Vocabulary, path: Path) -> Non
 
 def draw_experts(use_PE: Floats, vocabulary: Vocabulary, path: Path) -> None:
     """Mean weight of each expert by predicted primitive, primitives in the order of their groups."""
-    order = sorted(range(len(use_PE)), key=lambda index: vocabulary.group_of_primitive[index])
-    kept = [index for index in order if use_PE[index].sum() > 0]
-    names = [f"{vocabulary.group_name(index)}: {vocabulary.primitives[index]}" for index in kept]
+    kept, names = _by_group(vocabulary, use_PE.sum(axis=1) > 0)
     experts = [str(number) for number in range(use_PE.shape[1])]
     _heat_map(use_PE[kept], experts, names, path, "expert", "")
 
 
 def draw_expert_correlation(use_PE: Floats, vocabulary: Vocabulary, path: Path) -> None:
     """How alike primitives use the experts: the correlation of their mean weights, in the order of groups."""
-    order = sorted(range(len(use_PE)), key=lambda index: vocabulary.group_of_primitive[index])
-    kept = [index for index in order if use_PE[index].std() > 0]
-    names = [f"{vocabulary.group_name(index)}: {vocabulary.primitives[index]}" for index in kept]
+    kept, names = _by_group(vocabulary, use_PE.std(axis=1) > 0)
     alike_PP = np.atleast_2d(np.corrcoef(use_PE[kept]))
     _heat_map(
         alike_PP, names, names, path, "correlation of the use of experts", "", colours="RdBu_r", low=-1.0
@@ -71,6 +67,12 @@ def draw_best_to_worst(episodes: Sequence[Scored], vocabulary: Vocabulary, path:
     figure.tight_layout()
     figure.savefig(path, dpi=70)
     plt.close(figure)
+
+
+def _by_group(vocabulary: Vocabulary, shown_P: npt.NDArray[np.bool_]) -> tuple[list[int], list[str]]:
+    """The primitives that are shown, in the order of their groups, and what they are called."""
+    kept = sorted(np.flatnonzero(shown_P).tolist(), key=lambda index: vocabulary.group_of_primitive[index])
+    return kept, [f"{vocabulary.group_name(index)}: {vocabulary.primitives[index]}" for index in kept]
 
 
 def _error(scored: Scored) -> float:
