@@ -36,10 +36,10 @@ DEMOS: MappingProxyType[tuple[str, PolicyKind], int] = MappingProxyType(
     {
         ("hammer", "image"): 12,
         ("drawer-open", "image"): 10,
-        ("bin-picking", "state"): 25,
+        ("bin-picking", "state"): 7,
         ("pick-place", "state"): 16,
         ("pick-place", "image"): 25,
-        ("hammer", "state"): 12,
+        ("hammer", "state"): 10,
     }
 )
 """Uneven demonstrations, so many that pi_1 succeeds in 40 to 65 % of the scenes."""
