@@ -48,6 +48,10 @@ SMALL = TowerSize(dim=192, image_size=96, patch=16, layers=4, heads=4)
 """The size of the tower that is shipped: for measurements."""
 
 
+FULL = TowerSize(dim=768, image_size=224, patch=16, layers=12, heads=12)
+"""SigLIP-2 base: for a GPU."""
+
+
 def save_encoder(folder: Path, size: TowerSize = TINY, seed: int = 0) -> Path:
     """A SigLIP folder as transformers writes it: random weights, a word-level tokenizer."""
     vision = {
@@ -87,7 +91,7 @@ def save_encoder(folder: Path, size: TowerSize = TINY, seed: int = 0) -> Path:
 def make_config(size: TowerSize = TINY) -> RewardModelConfig:
     """The `small` preset with heads of a size that fits the tower."""
     small = replace(preset("small"), embedding_dim=size.dim)
-    if size is SMALL:
+    if size in (SMALL, FULL):
         return small
     return replace(
         small,

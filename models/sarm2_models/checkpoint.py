@@ -139,7 +139,11 @@ def save_bundle(
 
 
 def load_bundle(
-    folder: Path, device: str = "cpu", *, encoder: ImageTextEncoder | str | None = None
+    folder: Path,
+    device: str = "cpu",
+    *,
+    encoder: ImageTextEncoder | str | None = None,
+    encoder_dtype: torch.dtype = torch.float32,
 ) -> RewardModel:
     """Load a model from its folder.
 
@@ -148,6 +152,7 @@ def load_bundle(
         device: where the encoder and the heads run.
         encoder: one that is loaded already, or a folder or hub name to load it from; by default what the
             bundle carries or names. It must be the very encoder that the heads were trained on.
+        encoder_dtype: of the encoder's arithmetic, where it is loaded here; the heads' is float32.
 
     Raises:
         NotFound: no bundle there, or a file is missing.
@@ -164,9 +169,11 @@ def load_bundle(
     stage, value = StageEstimator(config, vocabulary), ValueDecoder(config, vocabulary)
     _fill(stage, tensors, "stage.")
     _fill(value, tensors, "value.")
-    loaded = (
-        encoder if isinstance(encoder, ImageTextEncoder) else _load_encoder(folder, manifest, device, encoder)
-    )
+    if isinstance(encoder, ImageTextEncoder):
+        loaded = encoder
+    else:
+        source = encoder or _encoder_source(folder, manifest)
+        loaded = ImageTextEncoder.load(source, device, dtype=encoder_dtype)
     _check_encoder(manifest, loaded)
     return RewardModel(
         config,
@@ -358,16 +365,15 @@ def _check_preprocess(manifest: Manifest) -> None:
         )
 
 
-def _load_encoder(folder: Path, manifest: Manifest, device: str, source: str | None) -> ImageTextEncoder:
-    if source is not None:
-        return ImageTextEncoder.load(source, device)
+def _encoder_source(folder: Path, manifest: Manifest) -> str | Path:
+    """What the bundle names, or what it carries."""
     if manifest.encoder.source is not None:
-        return ImageTextEncoder.load(manifest.encoder.source, device)
+        return manifest.encoder.source
     if not (folder / ENCODER).is_dir():
         raise NotFound(
             f"bundle {folder}: it should carry its encoder, but {ENCODER}/ is missing", field="encoder"
         )
-    return ImageTextEncoder.load(folder / ENCODER, device)
+    return folder / ENCODER
 
 
 def _check_encoder(manifest: Manifest, encoder: ImageTextEncoder) -> None:

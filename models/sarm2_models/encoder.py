@@ -315,7 +315,9 @@ def _check_model(vision: Any, text: Any) -> None:
             "expected the same width",
             field="encoder",
         )
-    if not isinstance(vision.image_size, int) or not vision.vision_use_head or vision.num_channels != 3:
+    # Some releases of transformers write the field only where it is false.
+    pools = getattr(vision, "vision_use_head", True)
+    if not isinstance(vision.image_size, int) or not pools or vision.num_channels != 3:
         raise InvalidInput(
             "encoder: expected a square RGB input and a pooling head (vision_use_head)", field="encoder"
         )

@@ -54,7 +54,8 @@ def load_model(settings: Settings) -> RewardModel:
         raise InvalidInput(
             "device = 'cuda', but no CUDA device is usable here; set SARM2_DEVICE=cpu", field="device"
         )
-    model = load_bundle(settings.bundle or default_bundle(), settings.device)
+    dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}[settings.encoder_dtype]
+    model = load_bundle(settings.bundle or default_bundle(), settings.device, encoder_dtype=dtype)
     torch.set_num_threads(settings.torch_threads or fitting_threads(model))
     return model
 

@@ -46,6 +46,10 @@ class Settings(BaseSettings):
         description="whether POST /v1/model:reload may take what the bundle's folder holds by then",
     )
     device: Literal["cpu", "cuda"] = Field(default="cpu", description="where the model runs")
+    encoder_dtype: Literal["float32", "bfloat16"] = Field(
+        default="float32",
+        description="arithmetic of the encoder; bfloat16: for a full-size tower on a GPU",
+    )
     torch_threads: int | None = Field(
         default=None,
         ge=1,

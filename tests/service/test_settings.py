@@ -10,7 +10,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 from prometheus_client import CollectorRegistry
 
 import fakes
@@ -216,3 +218,17 @@ def stalls(server: RunningServer) -> float:
     """How often the loop was late by more than 120 ms."""
     late = server.metric("sarm2_event_loop_lag_seconds_count")
     return late - server.metric("sarm2_event_loop_lag_seconds_bucket", le="0.12")
+
+
+def test_the_arithmetic_of_the_encoder_can_be_chosen(tmp_path: Path) -> None:
+    bundle = fakes.make_bundle(tmp_path)
+    full, half = (
+        load_model(Settings(bundle=bundle, encoder_dtype=dtype, torch_threads=1)).encoder
+        for dtype in ("float32", "bfloat16")
+    )
+    assert (full.dtype, half.dtype) == (torch.float32, torch.bfloat16)
+    assert full.id == half.id
+    pictures = np.stack([fakes.picture(seed) for seed in range(4)])
+    np.testing.assert_allclose(
+        full.encode_images(pictures).astype(float), half.encode_images(pictures).astype(float), atol=0.05
+    )
