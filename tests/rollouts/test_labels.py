@@ -142,6 +142,26 @@ def test_a_hammer_off_the_axis_is_lifted_even_when_it_leans_on_the_nail() -> Non
     assert set(names_of("hammer", level)) == {"strike"}
 
 
+def test_a_hand_that_shakes_at_the_border_of_a_grasp_stays_at_it_until_it_has_gone() -> None:
+    shaking = frames(reach_distance=[0.13] * 4 + [0.05, 0.07, 0.055, 0.075, 0.07, 0.06] + [0.09] * 4)
+    assert names_of("pick-place", shaking) == ["reach"] * 4 + ["grasp"] * 6 + ["reach"] * 4
+
+
+def test_a_hammer_goes_back_after_a_blow_until_it_comes_again() -> None:
+    gaps = [0.01] * 5 + [0.02, 0.03, 0.04, 0.05] + [0.05, 0.049, 0.048, 0.047] + [0.035, 0.025, 0.016, 0.01]
+    blow = frames(
+        gripper=[0.45] * len(gaps),
+        reach_distance=[0.0] * len(gaps),
+        joint=[0.5] * len(gaps),
+        part_y=[0.27 + 0.045 - gap for gap in gaps],
+        part_z=[0.04] * len(gaps),
+    )
+    names = names_of("hammer", blow)
+    assert names[:5] == ["strike"] * 5
+    assert set(names[7:13]) == {"retract"}
+    assert "retract" not in names[14:]
+
+
 def test_fingers_that_ride_up_behind_an_open_drawer_still_pull() -> None:
     beside = {"tool_z": [0.06] * 8, "object_z": [0.06] * 8}
     assert set(names_of("drawer-open", frames(**beside, joint=[0.4] * 8))) == {"pull"}

@@ -23,7 +23,18 @@ from sarm2_rollouts.experts import (
 from sarm2_rollouts.simulator_state import Reading, fingers_hold
 from sarm2_rollouts.views import views_of
 
-from .quantities import TAKEN, Quantities, change, choose, grasp, lately, share_left, within
+from .quantities import (
+    TAKEN,
+    Quantities,
+    at_object,
+    change,
+    choose,
+    grasp,
+    latched,
+    lately,
+    share_left,
+    within,
+)
 from .spec import Rests, Rule, TaskSpec
 
 ARM = 0.13
@@ -77,17 +88,21 @@ def _rules(q: Quantities, rests: Rests) -> Rule:
     held_T = 1.0 - rests["grasp"] >= TAKEN
     done_T = q["success"] > 0.5
     lost_T = lately(held_T, 4) & ~held_T & (q["gripper"] > 0.6)
-    aside_T = q.aside("part", "goal")
+    aside_T, high_T = q.aside("part", "goal"), held_T & (q["part_z"] > TOP)
+    over_T = held_T & (aside_T < 0.035)
     return choose(
         len(held_T),
         ("retract", done_T & (q["tool_z"] - q["object_z"] > 0.04)),
         ("release", done_T & ((q["gripper"] > 0.6) | (change(q["gripper"], 2) > 0.04))),
-        ("lower", done_T | (held_T & (aside_T < 0.035) & (q["part_z"] < CARRIED - 0.015))),
-        ("align", held_T & (aside_T < BESIDE) & (q["part_z"] > TOP)),
-        ("transport", held_T & (q["part_z"] > TOP + 0.01)),
+        (
+            "lower",
+            done_T | latched(over_T & (q["part_z"] < CARRIED - 0.015), over_T & (q["part_z"] < CARRIED)),
+        ),
+        ("align", latched(high_T & (aside_T < BESIDE), high_T & (aside_T < BESIDE + 0.03))),
+        ("transport", latched(high_T & (q["part_z"] > TOP + 0.01), held_T & (q["part_z"] > TOP - 0.01))),
         ("lift", held_T),
         ("release", lost_T),
-        ("grasp", q["reach_distance"] < 0.06),
+        ("grasp", at_object(q)),
         ("reach", None),
     ), ~(lost_T | done_T)
 

@@ -10,7 +10,18 @@ from sarm2_rollouts.experts import HAND, OBJECT, OPEN, Action, Array, Expert, ca
 from sarm2_rollouts.simulator_state import Reading, fingers_hold
 from sarm2_rollouts.views import views_of
 
-from .quantities import TAKEN, Quantities, change, choose, grasp, lately, share_left, within
+from .quantities import (
+    TAKEN,
+    Quantities,
+    at_object,
+    change,
+    choose,
+    grasp,
+    latched,
+    lately,
+    share_left,
+    within,
+)
 from .spec import Rests, Rule, TaskSpec
 
 FLOOR = np.array([0.0, 0.0, 0.03])
@@ -59,10 +70,10 @@ def _rules(q: Quantities, rests: Rests) -> Rule:
         ("retract", done_T & (q["tool_z"] - q["part_z"] > 0.04)),
         ("release", done_T & ((q["gripper"] > 0.6) | (change(q["gripper"], 2) > 0.04))),
         ("lower", done_T | (held_T & (q.aside("part", "goal") < OVER + 0.025))),
-        ("transport", held_T & (q["part_z"] > CLEAR - 0.02)),
+        ("transport", latched(held_T & (q["part_z"] > CLEAR - 0.02), held_T & (q["part_z"] > CLEAR - 0.04))),
         ("lift", held_T),
         ("release", lost_T),
-        ("grasp", q["reach_distance"] < 0.06),
+        ("grasp", at_object(q)),
         ("reach", None),
     ), ~(lost_T | done_T)
 

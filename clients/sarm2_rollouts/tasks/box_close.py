@@ -21,7 +21,7 @@ from sarm2_rollouts.experts import (
 from sarm2_rollouts.simulator_state import Reading, fingers_hold
 from sarm2_rollouts.views import views_of
 
-from .quantities import TAKEN, Quantities, change, choose, grasp, lately, share_left
+from .quantities import TAKEN, Quantities, at_object, change, choose, grasp, latched, lately, share_left
 from .spec import Rests, Rule, TaskSpec
 
 HANDLE = 0.082
@@ -94,10 +94,10 @@ def _rules(q: Quantities, rests: Rests) -> Rule:
         ("retract", done_T & (q["tool_z"] - q["object_z"] > 0.03)),
         ("release", done_T & ((q["gripper"] > 0.6) | (change(q["gripper"], 2) > 0.04))),
         ("close", done_T | (held_T & (_short(q) < EDGE))),
-        ("transport", held_T & (q["part_z"] > CLEAR - 0.02)),
+        ("transport", latched(held_T & (q["part_z"] > CLEAR - 0.02), held_T & (q["part_z"] > CLEAR - 0.04))),
         ("lift", held_T),
         ("release", lost_T),
-        ("grasp", q["reach_distance"] < 0.06),
+        ("grasp", at_object(q)),
         ("reach", None),
     ), ~(lost_T | done_T)
 

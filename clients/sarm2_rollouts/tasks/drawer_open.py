@@ -10,7 +10,7 @@ from sarm2_rollouts.experts import HAND, OBJECT, OPEN, Action, Array, Expert, mo
 from sarm2_rollouts.simulator_state import Reading, fingers_touch
 from sarm2_rollouts.views import views_of
 
-from .quantities import Quantities, change, choose, share_left
+from .quantities import Quantities, change, choose, latched, share_left
 from .spec import Rests, Rule, TaskSpec
 
 DONE = 0.16
@@ -46,7 +46,7 @@ def _rests(q: Quantities, first: Quantities) -> Rests:
 
 def _rules(q: Quantities, rests: Rests) -> Rule:
     done_T = q["joint"] >= 1.0
-    near_T = q.aside("tool", "object") < 0.06
+    near_T = latched(q.aside("tool", "object") < 0.06, q.aside("tool", "object") < 0.08)
     # Behind a drawer that has come out a little, fingers that ride up have not let go of it.
     low_T = q["tool_z"] < HOOKED_HEIGHT + np.where(q["joint"] > 0.05, 0.04, 0.01)
     closing_T = change(q["joint"], 3) < -0.04

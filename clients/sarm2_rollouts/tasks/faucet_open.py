@@ -21,7 +21,7 @@ from sarm2_rollouts.experts import (
 from sarm2_rollouts.simulator_state import Reading, fingers_touch
 from sarm2_rollouts.views import views_of
 
-from .quantities import Quantities, change, choose, lowered, share_left
+from .quantities import Quantities, change, choose, latched, lowered, share_left
 from .spec import Rests, Rule, TaskSpec
 
 DONE = 1.37398
@@ -82,7 +82,7 @@ def _rests(q: Quantities, first: Quantities) -> Rests:
 def _rules(q: Quantities, rests: Rests) -> Rule:
     done_T = q["success"] > 0.5
     height_T = _from_place(q)[:, 2]
-    near_T = _aside(q) < 0.07
+    near_T = latched(_aside(q) < 0.07, _aside(q) < 0.09)
     # Beside a handle that has turned a little, fingers that ride up have not let go of it.
     low_T = height_T < np.where(q["joint"] > 0.05, 0.06, 0.03)
     return choose(

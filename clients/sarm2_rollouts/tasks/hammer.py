@@ -10,7 +10,7 @@ from sarm2_rollouts.experts import HAND, OBJECT, OPEN, Action, Array, Expert, fr
 from sarm2_rollouts.simulator_state import Reading, fingers_hold
 from sarm2_rollouts.views import views_of
 
-from .quantities import TAKEN, Quantities, change, choose, grasp, latched, lately, share_left
+from .quantities import TAKEN, Quantities, at_object, change, choose, grasp, latched, lately, share_left
 from .spec import Rests, Rule, TaskSpec
 
 HANDLE_REACH = 0.05
@@ -85,19 +85,23 @@ def _rules(q: Quantities, rests: Rests) -> Rule:
     lost_T = lately(held_T, 4) & ~held_T & (q["gripper"] > 0.6)
     gap_T, off_T = _gap(q), _off_axis(q)
     # A nail that goes in is being struck, however badly; a hammer off its axis is being lifted, even there.
-    raised_T = latched(held_T & (off_T < OFF_AXIS), held_T & (off_T < 2 * OFF_AXIS))
+    raised_T = latched(held_T & (off_T < OFF_AXIS), held_T & (off_T < 3 * OFF_AXIS))
     driven_T = change(q["joint"], 3) > 0.04
+    # After a blow the hammer goes back, whether or not the nail is in to the last millimetre, until it comes
+    # for the next one.
+    struck_T = held_T & (q["joint"] > 0.1) & (gap_T > 0.015)
+    back_T = latched(struck_T & (change(gap_T, 3) > 0.006), struck_T & (change(gap_T, 3) > -0.01))
     return choose(
         len(held_T),
-        ("retract", done_T & (gap_T > 0.015)),
+        ("retract", back_T | (done_T & (gap_T > 0.015))),
         ("strike", done_T),
         ("strike", driven_T | (held_T & (gap_T < 0.015) & (off_T < OFF_AXIS))),
         ("lift", held_T & ~raised_T),
         ("transport", held_T),
         ("release", lost_T),
-        ("grasp", q["reach_distance"] < 0.06),
+        ("grasp", at_object(q)),
         ("reach", None),
-    ), ~(lost_T | done_T)
+    ), ~(lost_T | back_T | done_T)
 
 
 def _expert() -> Expert:

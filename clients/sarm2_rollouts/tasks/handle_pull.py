@@ -10,7 +10,7 @@ from sarm2_rollouts.experts import CLOSE, HAND, OBJECT, OPEN, Action, Array, Exp
 from sarm2_rollouts.simulator_state import Reading, fingers_touch
 from sarm2_rollouts.views import views_of
 
-from .quantities import TAKEN, Quantities, change, choose, grasp, lately, share_left
+from .quantities import TAKEN, Quantities, at_object, change, choose, grasp, lately, share_left
 from .spec import Rests, Rule, TaskSpec
 
 LOWEST = -0.1
@@ -62,7 +62,7 @@ def _rules(q: Quantities, rests: Rests) -> Rule:
         ("hold", done_T),
         ("raise", held_T | (change(q["joint"], 3) > 0.06)),
         ("release", lost_T),
-        ("grasp", q["reach_distance"] < 0.06),
+        ("grasp", at_object(q)),
         ("reach", None),
     ), ~(pressing_T | approaching_T | lost_T | done_T)
 

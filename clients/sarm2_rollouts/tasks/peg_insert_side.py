@@ -22,7 +22,18 @@ from sarm2_rollouts.experts import (
 from sarm2_rollouts.simulator_state import Reading, fingers_hold
 from sarm2_rollouts.views import views_of
 
-from .quantities import TAKEN, Quantities, change, choose, grasp, latched, lately, share_left, within
+from .quantities import (
+    TAKEN,
+    Quantities,
+    at_object,
+    change,
+    choose,
+    grasp,
+    latched,
+    lately,
+    share_left,
+    within,
+)
 from .spec import Rests, Rule, TaskSpec
 
 HEAD = np.array([-0.13, 0.0, -0.01])
@@ -93,7 +104,9 @@ def _rules(q: Quantities, rests: Rests) -> Rule:
     held_T = 1.0 - rests["grasp"] >= TAKEN
     done_T = q["success"] > 0.5
     lost_T = lately(held_T, 4) & ~held_T & (q["gripper"] > 0.55)
-    raised_T = q.between("part", "goal")[:, 2] > -0.04
+    low_T = -q.between("part", "goal")[:, 2]
+    raised_T = latched(held_T & (low_T < 0.04), held_T & (low_T < 0.06))
+    before_T = latched(raised_T & (_from_hole(q) < NEAR), raised_T & (_from_hole(q) < 1.5 * NEAR))
     # The expert waits before the hole until the head is on its axis: only a head that has left there goes in.
     straight_T = held_T & (_off_axis(q) < 0.05)
     going_in_T = latched(straight_T & (_ahead(q) < BEFORE - 0.02), straight_T & (_ahead(q) < BEFORE + 0.01))
@@ -102,11 +115,11 @@ def _rules(q: Quantities, rests: Rests) -> Rule:
         ("retract", done_T & (q["tool_z"] - q["object_z"] > 0.03)),
         ("release", done_T & ((q["gripper"] > 0.6) | (change(q["gripper"], 2) > 0.04))),
         ("insert", done_T | going_in_T),
-        ("align", held_T & raised_T & (_from_hole(q) < NEAR)),
-        ("transport", held_T & raised_T),
+        ("align", before_T),
+        ("transport", raised_T),
         ("lift", held_T),
         ("release", lost_T),
-        ("grasp", q["reach_distance"] < 0.06),
+        ("grasp", at_object(q)),
         ("reach", None),
     ), ~(lost_T | done_T)
 

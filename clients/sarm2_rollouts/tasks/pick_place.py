@@ -21,7 +21,7 @@ from sarm2_rollouts.experts import (
 from sarm2_rollouts.simulator_state import Reading
 from sarm2_rollouts.views import views_of
 
-from .quantities import TAKEN, Quantities, choose, grasp, lately, share_left
+from .quantities import TAKEN, Quantities, at_object, choose, grasp, lately, share_left
 from .spec import Rests, Rule, TaskSpec
 
 RADIUS_AT_GOAL = 0.07
@@ -58,7 +58,7 @@ def _rules(q: Quantities, rests: Rests) -> Rule:
         ("hold", done_T),
         ("transport", held_T),
         ("release", lost_T),
-        ("grasp", q["reach_distance"] < 0.06),
+        ("grasp", at_object(q)),
         ("reach", None),
     ), ~(lost_T | done_T)
 

@@ -63,6 +63,11 @@ def grasp(q: Quantities, shut: float = 0.6, empty: float = 0.25) -> Array:
     return taken_T
 
 
+def at_object(q: Quantities) -> Flags:
+    """Whether the tool is where it can take hold: from 6 cm on, and until it is 8 cm away again."""
+    return latched(q["reach_distance"] < 0.06, q["reach_distance"] < 0.08)
+
+
 def astride(q: Quantities, first: Quantities, low: float, slack: float = 0.035) -> dict[str, Array]:
     """What is left of `reach` (going above the object) and `lower` (fingers down astride of it).
 
