@@ -29,6 +29,13 @@ def benchmark(
     quick: Annotated[
         bool, typer.Option("--quick", help="A few minutes, to see that it works; its numbers mean nothing.")
     ] = False,
+    device: Annotated[
+        str,
+        typer.Option(
+            metavar="cpu|cuda",
+            help="Where everything is embedded and learns; a resume may change it.",
+        ),
+    ] = "cpu",
     workers: Annotated[int, typer.Option(min=1, help="Processes; one a core is best.")] = 2,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with the run in --out where it stopped.")
@@ -53,7 +60,12 @@ def benchmark(
 
     names = TEN if tasks is None else tuple(one_of("tasks", tasks, sorted(TASKS)))
     bench = make_benchmark(
-        out, quick=quick, tasks=names, seeds=whole_numbers("seeds", seeds), encoder=encoder
+        out,
+        quick=quick,
+        tasks=names,
+        seeds=whole_numbers("seeds", seeds),
+        encoder=encoder,
+        device=device,
     )
     console = Console()
     report = BenchmarkRun(bench, workers, console).start(resume=resume)

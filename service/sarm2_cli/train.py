@@ -37,6 +37,13 @@ def train(
         ),
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Fixes episodes, weights and the order of batches.")] = 0,
+    device: Annotated[
+        str,
+        typer.Option(
+            metavar="cpu|cuda",
+            help="Where everything is embedded and learns; a resume may change it.",
+        ),
+    ] = "cpu",
     workers: Annotated[int, typer.Option(min=1, help="Processes; one a core is best.")] = 2,
     quick: Annotated[
         bool,
@@ -61,15 +68,14 @@ def train(
 
     `--preset published` trains heads of 40 million parameters for 46000 steps, on
     google/siglip2-base-patch16-224 unless `--encoder` says otherwise. It keeps the simulated robot's cameras,
-    state and vocabulary. Training runs on the CPU alone, whatever the machine has: two cores take about two
-    days for it.
+    state and vocabulary. Two cores take about two days for it: a GPU is the place for it (`--device cuda`).
     """
     from sarm2_models.train.layout import make_run
     from sarm2_models.train.run import TrainingRun
     from sarm2_rollouts.metaworld_robot import TASKS
 
     names = tuple(TASKS) if tasks is None else tuple(one_of("tasks", tasks, sorted(TASKS)))
-    run = make_run(out, "quick" if quick else preset, names, seed, encoder)
+    run = make_run(out, "quick" if quick else preset, names, seed, encoder, device)
     bundle = TrainingRun(run, workers=workers).start(resume=resume)
     typer.echo(f"serve it:   sarm2 serve --bundle {bundle}")
     typer.echo(f"measure it: sarm2 evaluate --bundle {bundle} --json evaluation.json")

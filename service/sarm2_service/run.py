@@ -14,6 +14,7 @@ from prometheus_client import CollectorRegistry
 
 from sarm2_client.errors import InvalidInput
 from sarm2_models.checkpoint import default_bundle, load_bundle
+from sarm2_models.device import check_device
 from sarm2_models.reward_model import RewardModel
 from sarm2_service import logs
 from sarm2_service.app import create_app
@@ -50,10 +51,7 @@ SMALL_TOWER_DIM = 256
 
 def load_model(settings: Settings) -> RewardModel:
     """The bundle that the settings name. Raises InvalidInput or NotFound, saying what does not match."""
-    if settings.device == "cuda" and not torch.cuda.is_available():
-        raise InvalidInput(
-            "device = 'cuda', but no CUDA device is usable here; set SARM2_DEVICE=cpu", field="device"
-        )
+    check_device(settings.device)
     dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}[settings.encoder_dtype]
     model = load_bundle(settings.bundle or default_bundle(), settings.device, encoder_dtype=dtype)
     torch.set_num_threads(settings.torch_threads or fitting_threads(model))

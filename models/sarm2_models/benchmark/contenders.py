@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from numpy.random import Generator
 from torch import Tensor
+from torch.nn import functional
 
 from sarm2_models.benchmark.exams import Exam, exam_frames, exam_split
 from sarm2_models.benchmark.goal_frame import goal_frames, goal_progress
@@ -29,7 +30,15 @@ from sarm2_models.calibration import Calibration
 from sarm2_models.config import RewardModelConfig
 from sarm2_models.stage import StageEstimator
 from sarm2_models.train.calibrate import Predictions, calibrate, predict
-from sarm2_models.train.heads import Texts, Windows, chunks, predict_logits, train_stage, train_value
+from sarm2_models.train.heads import (
+    Texts,
+    Windows,
+    chunks,
+    predict_logits,
+    scoring,
+    train_stage,
+    train_value,
+)
 from sarm2_models.train.ladder import CONSTANT, clock, mean_demo_frames
 from sarm2_models.train.loop import Rate, Steps, Tick, fit, mixed_precision
 from sarm2_models.train.plan import HeadPlan, Split
@@ -178,11 +187,11 @@ class SingleTask(Contender):
         for task, name in enumerate(run.tasks):
             model = self._model(bench, config, task, seed, tick)
             mine_T = np.flatnonzero(frames.task_T == task)
-            with torch.inference_mode():
+            with scoring(model, frames.device):
                 for chosen in chunks(len(mine_T)):
                     batch = Windows.gather(frames, *frames.slots(mine_T[chosen]))
                     said = model(batch.embeddings_BWCD, batch.state_BWS, batch.mask_BW)
-                    progress_T[mine_T[chosen]] = model.progress(*said).numpy()
+                    progress_T[mine_T[chosen]] = model.progress(*said).cpu().numpy()
             tick(task + 1, len(run.tasks), name)
         return only_progress(progress_T, run.vocabulary.null_index)
 
@@ -206,7 +215,9 @@ class SingleTask(Contender):
             corpus = run.corpus("train")
             mine = frames.only(corpus.task_N == task, corpus.length_N)
             torch.manual_seed(seed + 2)
-            stage_T, within_T = map(torch.from_numpy, stage_targets(mine.progress_T, shares))
+            stage_T, within_T = (
+                torch.from_numpy(row).to(mine.device) for row in stage_targets(mine.progress_T, shares)
+            )
             total = max(1, (plan.stage_steps + plan.value_steps) // len(run.tasks))
 
             def loss_of(model: StageProgress, rng: Generator, pair_B: IntArray, batch: Windows) -> Tensor:
@@ -214,7 +225,7 @@ class SingleTask(Contender):
                     logits_BK, within_BK = model(batch.embeddings_BWCD, batch.state_BWS, batch.mask_BW)
                 return stage_progress_loss(logits_BK, within_BK, stage_T[pair_B], within_T[pair_B])
 
-            steps = value_steps(plan, total, folder, seed)
+            steps = value_steps(plan, total, folder, seed, mine.device)
             model = StageProgress(config, shares)
             save_module(path, fit_windows(model, mine, plan.rewind, plan, loss_of, steps, (4, task), tick))
         return load_module(path, StageProgress(config, shares))
@@ -229,11 +240,12 @@ class Language(Contender):
         run, texts = bench.run, bench.run.texts("full")
         model, frames = self.model(bench, texts, seed, tick), exam_frames(bench, "full", exam)
         parts = []
-        with torch.inference_mode():
+        with scoring(model, frames.device):
             for chosen in chunks(len(frames)):
                 batch = Windows.gather(frames, *frames.slots(chosen))
-                instruction = torch.from_numpy(texts.instructions_ND[frames.task_T[chosen]]).float()
-                parts.append(model(batch.embeddings_BWCD, batch.state_BWS, batch.mask_BW, instruction))
+                instruction = torch.from_numpy(texts.instructions_ND[frames.task_T[chosen]]).to(frames.device)
+                said = model(batch.embeddings_BWCD, batch.state_BWS, batch.mask_BW, instruction.float())
+                parts.append(said.cpu())
         return only_progress(torch.cat(parts).numpy(), run.vocabulary.null_index)
 
     def model(self, bench: BenchmarkFolder, texts: Texts, seed: int, tick: Tick) -> LanguageProgress:
@@ -248,12 +260,12 @@ class Language(Contender):
             def loss_of(model: LanguageProgress, rng: Generator, pair_B: IntArray, batch: Windows) -> Tensor:
                 task_B, progress_B = frames.task_T[pair_B], frames.progress_T[pair_B]
                 asked_B, target_B = mismatch(rng, task_B, progress_B, len(run.tasks))
-                instruction_BD = torch.from_numpy(texts.instructions_ND[asked_B]).float()
+                instruction_BD = torch.from_numpy(texts.instructions_ND[asked_B]).to(frames.device).float()
                 with mixed_precision():
                     said_B = model(batch.embeddings_BWCD, batch.state_BWS, batch.mask_BW, instruction_BD)
-                return torch.nn.functional.mse_loss(said_B, torch.from_numpy(target_B))
+                return functional.mse_loss(said_B, torch.from_numpy(target_B).to(frames.device))
 
-            steps = value_steps(plan, plan.stage_steps + plan.value_steps, folder, seed)
+            steps = value_steps(plan, plan.stage_steps + plan.value_steps, folder, seed, frames.device)
             model = LanguageProgress(run.config)
             save_module(path, fit_windows(model, frames, REWIND, plan, loss_of, steps, (5,), tick))
         return load_module(path, LanguageProgress(run.config))
@@ -321,7 +333,7 @@ def fit_windows(
         key: of the random numbers, beside the seed and the step.
     """
     model.window.embedding_statistics.fit(torch.from_numpy(frames.embeddings_TCD))
-    deviation_CD = frames.deviation_CD()
+    deviation_CD = frames.deviation_CD().to(frames.device)
 
     def loss_at(step: int) -> Tensor:
         rng = np.random.default_rng([steps.seed, *key, step])
@@ -332,10 +344,10 @@ def fit_windows(
     return fit(model, loss_at, steps, tick)
 
 
-def value_steps(plan: HeadPlan, total: int, folder: Path, seed: int) -> Steps:
+def value_steps(plan: HeadPlan, total: int, folder: Path, seed: int, device: str) -> Steps:
     """A baseline's training: the value decoder's optimiser, for `total` steps."""
     rate = Rate(plan.value_learning_rate, plan.value_warm_up, plan.value_weight_decay)
-    return Steps("model", total, rate, plan.ema, folder, seed)
+    return Steps("model", total, rate, plan.ema, folder, seed, device)
 
 
 @dataclass(frozen=True)

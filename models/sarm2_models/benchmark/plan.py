@@ -7,6 +7,7 @@ from pathlib import Path
 
 from sarm2_models.benchmark.layout import BenchmarkFolder, Extras
 from sarm2_models.checkpoint import default_bundle
+from sarm2_models.device import check_device
 from sarm2_models.train.given_encoder import GivenEncoder
 from sarm2_models.train.layout import RunFolder
 from sarm2_models.train.plan import Episodes, HeadPlan, TrainPlan
@@ -61,17 +62,20 @@ def make_benchmark(
     tasks: tuple[str, ...] = TASKS,
     seeds: tuple[int, ...] = SEEDS,
     encoder: str | None = None,
+    device: str = "cpu",
 ) -> BenchmarkFolder:
     """A benchmark's folder; nothing is written yet.
 
     Args:
         encoder: the frozen encoder of every contender, a folder or a name on the hub; by default the shipped
             bundle's.
+        device: `cpu` or `cuda`: where contenders learn and answer.
 
-    Raises NotFound or InvalidInput where there is no such encoder.
+    Raises NotFound or InvalidInput where there is no such encoder or device.
     """
+    check_device(device)
     given = GivenEncoder.of(encoder or str(default_bundle() / "encoder"))
     plan, extras = (QUICK, QUICK_EXTRAS) if quick else (FULL, FULL_EXTRAS)
     unseen = tuple(task for task in extras.unseen_tasks if task not in tasks)
-    run = RunFolder(root, plan, tasks, 0, given)
+    run = RunFolder(root, plan, tasks, 0, given, device)
     return BenchmarkFolder(run, seeds, replace(extras, unseen_tasks=unseen))

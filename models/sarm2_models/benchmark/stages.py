@@ -21,7 +21,7 @@ from sarm2_models.benchmark.measure import against, measure_contenders, plain, s
 from sarm2_models.benchmark.probe import probe_tasks
 from sarm2_models.benchmark.table import Tables, markdown
 from sarm2_models.benchmark.unseen import measure_unseen
-from sarm2_models.train.heads import Windows, chunks, text_inputs
+from sarm2_models.train.heads import Windows, chunks, scoring, text_inputs
 from sarm2_models.train.jobs import Ticker
 from sarm2_models.train.loop import silent
 from sarm2_models.train.plan import Split
@@ -66,7 +66,7 @@ def report(ticker: Ticker, bench: BenchmarkFolder) -> None:
             "cores": os.cpu_count(),
             "python": platform.python_version(),
             "torch": torch.__version__,
-            "device": "cpu",
+            "device": bench.run.device,
         },
         "data": {split: split_size(bench.run, split) for split in (*bench.run.splits, "policy")},
         "summaries": {name: one.summary for name, one in CONTENDERS.items()},
@@ -109,12 +109,12 @@ def expert_use(bench: BenchmarkFolder) -> pictures.Floats:
     said = load_predictions(bench.answers(SARM2.name, seed, "test"))
     primitive_T = np.where(said.uncertain_T, run.vocabulary.null_index, said.primitive_T)
     total = np.zeros((len(run.vocabulary.primitives), heads.config.value.experts))
-    with torch.inference_mode():
+    with scoring(heads.value, frames.device):
         for chosen in chunks(len(frames)):
-            batch = Windows.gather(frames, *frames.slots(chosen))
-            inputs = text_inputs(texts, primitive_T[chosen], frames.task_T[chosen], run.vocabulary)
+            batch, task_B = Windows.gather(frames, *frames.slots(chosen)), frames.task_T[chosen]
+            inputs = text_inputs(texts, primitive_T[chosen], task_B, run.vocabulary, frames.device)
             output = heads.value(batch.embeddings_BWCD, batch.state_BWS, batch.mask_BW, *inputs)
-            np.add.at(total, primitive_T[chosen], output.weights_BE.double().numpy())
+            np.add.at(total, primitive_T[chosen], output.weights_BE.double().cpu().numpy())
     return np.asarray(total / np.maximum(total.sum(axis=1, keepdims=True), 1e-9))
 
 

@@ -45,11 +45,14 @@ class TrainState:
         """The inverse of `tensors`. Raises KeyError or RuntimeError for another model's."""
         weights = {name: tensors[f"weight/{name}"] for name in self.model.state_dict()}
         self.model.load_state_dict(weights)
-        self.mean = {name: tensors[f"mean/{name}"] for name in self.mean}
+        self.mean = {name: tensors[f"mean/{name}"].to(mean.device) for name, mean in self.mean.items()}
         for index, parameter in enumerate(self._parameters()):
             prefix = f"adam/{index}/"
             state = {
-                key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)
+                # The optimiser counts its steps on the CPU, wherever the weights are.
+                (key := name.removeprefix(prefix)): value if key == "step" else value.to(parameter.device)
+                for name, value in tensors.items()
+                if name.startswith(prefix)
             }
             self.optimiser.state[parameter] = state
         self._averaged = step

@@ -34,9 +34,9 @@ class GivenEncoder:
         """What a bundle refers to; None for a folder, which means nothing elsewhere and is copied."""
         return None if Path(self.source).exists() else self.source
 
-    def load(self) -> ImageTextEncoder:
+    def load(self, device: str = "cpu") -> ImageTextEncoder:
         """The encoder. Raises Conflict where `source` has become another one since the run began."""
-        encoder = ImageTextEncoder.load(self.source)
+        encoder = ImageTextEncoder.load(self.source, device)
         if encoder.id != self.id:
             raise Conflict(
                 f"encoder {self.source!r} was {self.id} when the run began and is {encoder.id} now; bring "

@@ -6,6 +6,7 @@ Shapes: T frames, B batch, W window slots, C cameras, D embedding, S state, P pr
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -43,11 +44,11 @@ class Windows:
 
     @classmethod
     def gather(cls, frames: Frames, indices_BW: IntArray, mask_BW: BoolArray) -> Windows:
-        """Windows by frame index."""
+        """Windows by frame index, on the frames' device."""
         return cls(
-            torch.from_numpy(frames.embeddings_TCD[indices_BW]).float(),
-            torch.from_numpy(frames.state_TS[indices_BW]),
-            torch.from_numpy(mask_BW),
+            torch.from_numpy(frames.embeddings_TCD[indices_BW]).to(frames.device).float(),
+            torch.from_numpy(frames.state_TS[indices_BW]).to(frames.device),
+            torch.from_numpy(mask_BW).to(frames.device),
         )
 
     def blurred(self, noise: float, deviation_CD: Tensor) -> Windows:
@@ -106,8 +107,7 @@ def train_stage(
         model.estimator.fit_inputs(torch.from_numpy(frames.embeddings_TCD))
     else:
         model.estimator.load_state_dict(initial.state_dict())
-    labels_T = torch.from_numpy(frames.primitive_T)
-    deviation_CD = frames.deviation_CD()
+    deviation_CD = frames.deviation_CD().to(frames.device)
 
     def loss_of(step: int) -> Tensor:
         rng = np.random.default_rng([seed, 1, step])
@@ -115,11 +115,13 @@ def train_stage(
         batch = Windows.gather(frames, *frames.slots(drawn_B)).blurred(plan.noise, deviation_CD)
         with mixed_precision():
             logits_BP, hints_BH = model(batch.embeddings_BWCD, batch.state_BWS, batch.mask_BW)
-        error: Tensor = (hints_BH.float() - torch.from_numpy(hints_TH[drawn_B])).square().mean()
-        return stage_loss(logits_BP.float(), labels_T[drawn_B]) + plan.hints * error
+        hinted_BH = torch.from_numpy(hints_TH[drawn_B]).to(frames.device)
+        label_B = torch.from_numpy(frames.primitive_T[drawn_B]).to(frames.device)
+        error: Tensor = (hints_BH.float() - hinted_BH).square().mean()
+        return stage_loss(logits_BP.float(), label_B) + plan.hints * error
 
     rate = Rate(plan.stage_learning_rate, plan.stage_warm_up, plan.stage_weight_decay)
-    steps = Steps("stage", plan.stage_steps, rate, plan.ema, folder, seed, stop_after)
+    steps = Steps("stage", plan.stage_steps, rate, plan.ema, folder, seed, frames.device, stop_after)
     return fit(model, loss_of, steps, tick).estimator
 
 
@@ -150,7 +152,7 @@ def train_value(
     torch.manual_seed(seed + 1)
     model = decoder(config)
     vocabulary = load_vocabulary(config.vocabulary)
-    deviation_CD = frames.deviation_CD()
+    deviation_CD = frames.deviation_CD().to(frames.device)
     all_texts = np.concatenate([texts.primitives_PD, texts.instructions_ND])
     if initial is None:
         model.fit_inputs(torch.from_numpy(frames.embeddings_TCD), torch.from_numpy(all_texts))
@@ -173,16 +175,17 @@ def train_value(
                 batch.embeddings_BWCD,
                 batch.state_BWS,
                 batch.mask_BW,
-                *text_inputs(texts, primitive_B, np.tile(task_B, 2), vocabulary),
+                *text_inputs(texts, primitive_B, np.tile(task_B, 2), vocabulary, frames.device),
             )
-        target_B = torch.from_numpy(np.where(np.tile(wrong_B, 2), np.float32(0), frames.progress_T[pair_B]))
+        true_B = np.where(np.tile(wrong_B, 2), np.float32(0), frames.progress_T[pair_B])
+        target_B = torch.from_numpy(true_B).to(frames.device)
         loss = value_loss(output, target_B, config=config.value).total
         change_B = (output.progress_B - target_B).view(2, -1)
         total: Tensor = loss + plan.smooth * (change_B[1] - change_B[0]).square().mean()
         return total
 
     rate = Rate(plan.value_learning_rate, plan.value_warm_up, plan.value_weight_decay)
-    steps = Steps("value", plan.value_steps, rate, plan.ema, folder, seed, stop_after)
+    steps = Steps("value", plan.value_steps, rate, plan.ema, folder, seed, frames.device, stop_after)
     return fit(model, loss_of, steps, tick)
 
 
@@ -211,14 +214,14 @@ def other_instructions(
 
 
 def text_inputs(
-    texts: Texts, primitive_B: IntArray, task_B: IntArray, vocabulary: Vocabulary
+    texts: Texts, primitive_B: IntArray, task_B: IntArray, vocabulary: Vocabulary, device: str
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Primitive text (B, D), instruction text (B, D) and gate (B,) for the value decoder."""
     groups_P = np.asarray(vocabulary.group_of_primitive)
     return (
-        torch.from_numpy(texts.primitives_PD[primitive_B]).float(),
-        torch.from_numpy(texts.instructions_ND[task_B]).float(),
-        torch.from_numpy(groups_P[primitive_B]),
+        torch.from_numpy(texts.primitives_PD[primitive_B]).to(device).float(),
+        torch.from_numpy(texts.instructions_ND[task_B]).to(device).float(),
+        torch.from_numpy(groups_P[primitive_B]).to(device),
     )
 
 
@@ -227,12 +230,11 @@ def text_inputs(
 
 def predict_logits(model: StageEstimator, frames: Frames) -> Float32Array:
     """Raw stage logits of every frame, float32 (T, P)."""
-    model.eval()
     parts = []
-    with torch.inference_mode():
+    with scoring(model, frames.device):
         for chosen_B in chunks(len(frames)):
             batch = Windows.gather(frames, *frames.slots(chosen_B))
-            parts.append(model(batch.embeddings_BWCD, batch.state_BWS, batch.mask_BW).float().numpy())
+            parts.append(model(batch.embeddings_BWCD, batch.state_BWS, batch.mask_BW).float().cpu().numpy())
     return np.concatenate(parts)
 
 
@@ -240,15 +242,23 @@ def predict_progress(
     model: ValueDecoder, frames: Frames, texts: Texts, primitive_T: IntArray, vocabulary: Vocabulary
 ) -> Float32Array:
     """Progress of every frame, float32 (T,), given a primitive for each (null means the `other` gate)."""
-    model.eval()
     parts = []
-    with torch.inference_mode():
+    with scoring(model, frames.device):
         for chosen_B in chunks(len(frames)):
-            batch = Windows.gather(frames, *frames.slots(chosen_B))
-            inputs = text_inputs(texts, primitive_T[chosen_B], frames.task_T[chosen_B], vocabulary)
+            batch, task_B = Windows.gather(frames, *frames.slots(chosen_B)), frames.task_T[chosen_B]
+            inputs = text_inputs(texts, primitive_T[chosen_B], task_B, vocabulary, frames.device)
             output = model(batch.embeddings_BWCD, batch.state_BWS, batch.mask_BW, *inputs)
-            parts.append(output.progress_B.float().numpy())
+            parts.append(output.progress_B.float().cpu().numpy())
     return np.concatenate(parts)
+
+
+@contextmanager
+def scoring(model: nn.Module, device: str) -> Iterator[None]:
+    """The model on a device and without gradients; on the CPU again afterwards."""
+    model.eval().to(device)
+    with torch.inference_mode():
+        yield
+    model.cpu()
 
 
 def chunks(count: int) -> Iterator[IntArray]:

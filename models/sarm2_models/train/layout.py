@@ -23,6 +23,7 @@ import numpy as np
 
 from sarm2_models.calibration import Calibration
 from sarm2_models.config import RewardModelConfig, preset
+from sarm2_models.device import check_device
 from sarm2_models.encoder import ImageTextEncoder
 from sarm2_models.reward_model import Statistics
 from sarm2_models.train.corpus import Corpus, load_corpus
@@ -50,7 +51,9 @@ SHARDS = 4
 class RunFolder:
     """A training run's folder and settings; picklable, so that child processes can be given it.
 
-    `given` is the frozen encoder that it does not train itself, if any.
+    Attributes:
+        given: the frozen encoder that it does not train itself, if any.
+        device: where pictures are embedded, and tower and heads learn; a run may go on with another one.
     """
 
     root: Path
@@ -58,6 +61,7 @@ class RunFolder:
     tasks: tuple[str, ...]
     seed: int
     given: GivenEncoder | None = None
+    device: str = "cpu"
 
     @property
     def config(self) -> RewardModelConfig:
@@ -133,7 +137,7 @@ class RunFolder:
 
     def load_encoder(self) -> ImageTextEncoder:
         """The frozen encoder: the one given, or the tower."""
-        return self.given.load() if self.given else ImageTextEncoder.load(self.tower)
+        return self.given.load(self.device) if self.given else ImageTextEncoder.load(self.tower, self.device)
 
     def texts(self, variant: Variant) -> Texts:
         """The texts as a variant reads them."""
@@ -157,7 +161,8 @@ class RunFolder:
             embeddings = np.broadcast_to(embeddings, (*embeddings.shape[:2], dim))
         else:
             embeddings = load_embeddings(self.shards(split))
-        return Frames.of(corpus, embeddings, self.statistics().standardise(corpus.state_TS), config.window)
+        state_TS = self.statistics().standardise(corpus.state_TS)
+        return Frames.of(corpus, embeddings, state_TS, config.window, self.device)
 
     def load_heads(self, variant: Variant) -> Heads:
         """A variant's trained heads."""
@@ -169,18 +174,25 @@ class RunFolder:
 
 
 def make_run(
-    root: Path, plan_name: str, tasks: tuple[str, ...], seed: int, encoder: str | None = None
+    root: Path,
+    plan_name: str,
+    tasks: tuple[str, ...],
+    seed: int,
+    encoder: str | None = None,
+    device: str = "cpu",
 ) -> RunFolder:
     """A run's folder by preset name; nothing is written yet.
 
     Args:
         encoder: a frozen one, as a folder or a name on the hub; by default the preset's. Without either a
             tower is trained.
+        device: `cpu` or `cuda`.
 
     Raises:
         NotFound: an unknown preset, or no encoder there.
-        InvalidInput: the encoder is a model of another kind.
+        InvalidInput: the encoder is a model of another kind, or there is no such device.
     """
+    check_device(device)
     plan = train_plan(plan_name).for_tasks(len(tasks))
     source = encoder or plan.default_encoder
-    return RunFolder(root, plan, tasks, seed, GivenEncoder.of(source) if source else None)
+    return RunFolder(root, plan, tasks, seed, GivenEncoder.of(source) if source else None, device)

@@ -58,6 +58,7 @@ class Steps:
         ema: decay of the running mean of the weights.
         folder: where checkpoints go; one that is there is gone on from.
         seed: of dropout and noise.
+        device: where it learns.
         stop_after: give up after this many steps in all, keeping a checkpoint (for tests of resuming).
     """
 
@@ -67,12 +68,15 @@ class Steps:
     ema: float
     folder: Path
     seed: int
+    device: str = "cpu"
     stop_after: int | None = None
 
 
 def fit(model: Model, loss_of: Callable[[int], Tensor], steps: Steps, tick: Tick) -> Model:
-    """AdamW with warm-up and a cosine to zero, gradients clipped to norm 1; gives back the running mean."""
+    """AdamW with warm-up and a cosine to zero, gradients clipped to norm 1; gives back the running mean, on
+    the CPU."""
     rate = steps.rate
+    model.to(steps.device)
     optimiser = torch.optim.AdamW(
         model.parameters(), lr=rate.learning_rate, weight_decay=rate.weight_decay, betas=(0.9, 0.95)
     )
@@ -83,7 +87,7 @@ def fit(model: Model, loss_of: Callable[[int], Tensor], steps: Steps, tick: Tick
     for step in range(done, steps.total):
         if steps.stop_after is not None and step >= steps.stop_after:
             save_state(path, state, step)
-            return model
+            return model.cpu()
         torch.manual_seed(steps.seed * 1_000_003 + step)
         for group in optimiser.param_groups:
             group["lr"] = rate.learning_rate * learning_rate_factor(step, steps.total, rate.warm_up)
@@ -98,7 +102,7 @@ def fit(model: Model, loss_of: Callable[[int], Tensor], steps: Steps, tick: Tick
         tick(step + 1, steps.total, f"{steps.name} loss {loss.item():.4f}")
     state.use_average()
     path.unlink(missing_ok=True)
-    return model.eval()
+    return model.eval().cpu()
 
 
 def learning_rate_factor(step: int, total: int, warm_up: float = 0.05) -> float:

@@ -80,6 +80,7 @@ def tower(ticker: Ticker, run: RunFolder) -> None:
             run.root / "tower",
             seed=run.seed,
             tick=ticker.tick,
+            device=run.device,
         )
         encoder.save(run.tower)
 

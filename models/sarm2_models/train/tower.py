@@ -117,7 +117,7 @@ class TowerInTraining(nn.Module):
         by_view = self.regress(pooled_BD).view(-1, self.cameras, self.targets)
         return TowerOutput(
             pooled_BD=pooled_BD,
-            regression_BR=by_view[torch.arange(len(camera_B)), camera_B],
+            regression_BR=by_view[torch.arange(len(camera_B), device=camera_B.device), camera_B],
             tasks_BN=self.classify(pooled_BD),
             primitives_BP=self.name(pooled_BD),
             patches_BLQ3=self.patch(patches_BLD).view(len(camera_B), -1, self.points, 3),
@@ -133,8 +133,8 @@ class TextSide:
 
     def matches(self, task_B: Tensor, primitive_B: Tensor) -> Tensor:
         """+1 where a text is true of a picture, -1 elsewhere: (B, N)."""
-        signs = -torch.ones(len(task_B), len(self.ids))
-        rows = torch.arange(len(task_B))
+        signs = -torch.ones(len(task_B), len(self.ids), device=task_B.device)
+        rows = torch.arange(len(task_B), device=task_B.device)
         signs[rows, task_B] = 1.0
         signs[rows, self.tasks + primitive_B] = 1.0
         return signs
@@ -185,6 +185,7 @@ def train_tower(
     *,
     seed: int,
     tick: Tick = silent,
+    device: str = "cpu",
     stop_after: int | None = None,
 ) -> ImageTextEncoder:
     """Train on every picture of `corpus`, drawn at random; returns the frozen encoder.
@@ -193,11 +194,13 @@ def train_tower(
 
     Args:
         folder: where checkpoints go; one that is there is gone on from.
+        device: where it learns.
         stop_after: give up after this many steps in all, keeping a checkpoint (for tests of resuming).
     """
     torch.manual_seed(seed)
     tokenizer = make_tokenizer(text_corpus(corpus.instructions))
-    text = TextSide(_token_ids(tokenizer, [*corpus.instructions, *vocabulary.texts]), len(corpus.task_names))
+    ids = _token_ids(tokenizer, [*corpus.instructions, *vocabulary.texts]).to(device)
+    text = TextSide(ids, len(corpus.task_names))
     targets = TowerTargets.fit(corpus)
     model = TowerInTraining(
         build_tower(plan, tokenizer),
@@ -206,7 +209,7 @@ def train_tower(
         len(targets.points),
         len(corpus.task_names),
         len(vocabulary.primitives),
-    )
+    ).to(device)
     scoring = model.tower.config._attn_implementation
     model.tower.set_attn_implementation("eager")  # the fastest to train: a picture is 36 tokens
     optimiser = torch.optim.AdamW(
@@ -226,7 +229,8 @@ def train_tower(
         for group in optimiser.param_groups:
             group["lr"] = plan.learning_rate * learning_rate_factor(step, plan.steps)
         rng = np.random.default_rng([seed, 3, step])
-        batch = targets.batch(corpus, rng.integers(len(corpus), size=plan.batch), rng, plan.patch_size)
+        drawn = targets.batch(corpus, rng.integers(len(corpus), size=plan.batch), rng, plan.patch_size)
+        batch = {name: values.to(device) for name, values in drawn.items()}
         loss, regression = tower_loss(model, batch, text, plan)
         optimiser.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
@@ -239,6 +243,7 @@ def train_tower(
     else:
         state.use_average()
         path.unlink(missing_ok=True)
+    model.cpu()
     model.tower.set_attn_implementation(scoring)  # to the bit as the saved tower embeds
     round_to_half(model.tower)
     return ImageTextEncoder(model.tower, tokenizer)

@@ -41,6 +41,7 @@ class Frames:
         weight_T: chance of each frame to be drawn; sums to 1.
         gap: frames between neighbouring slots. length: slots besides the anchor.
         anchor: whether windows show the episode's first frame (an ablation masks it).
+        device: where heads learn from them; the arrays themselves stay in memory.
     """
 
     embeddings_TCD: Float16Array
@@ -54,13 +55,19 @@ class Frames:
     gap: int
     length: int
     anchor: bool = True
+    device: str = "cpu"
 
     def __len__(self) -> int:
         return len(self.progress_T)
 
     @classmethod
     def of(
-        cls, corpus: Corpus, embeddings_TCD: Float16Array, state_TS: Float32Array, window: WindowConfig
+        cls,
+        corpus: Corpus,
+        embeddings_TCD: Float16Array,
+        state_TS: Float32Array,
+        window: WindowConfig,
+        device: str = "cpu",
     ) -> Frames:
         """The frames of a corpus. `embeddings_TCD` may be mapped from disk; it is read once."""
         return cls(
@@ -74,6 +81,7 @@ class Frames:
             weight_T=balanced_weights(corpus),
             gap=window.gap_frames(corpus.fps),
             length=window.length,
+            device=device,
         )
 
     def only(self, chosen_N: BoolArray, length_N: IntArray) -> Frames:
