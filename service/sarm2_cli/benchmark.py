@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.markdown import Markdown
 
 from sarm2_cli.record import one_of
+from sarm2_cli.train import DeviceOption
 from sarm2_client.errors import InvalidInput
 
 
@@ -29,13 +30,7 @@ def benchmark(
     quick: Annotated[
         bool, typer.Option("--quick", help="A few minutes, to see that it works; its numbers mean nothing.")
     ] = False,
-    device: Annotated[
-        str,
-        typer.Option(
-            metavar="cpu|cuda",
-            help="Where everything is embedded and learns; a resume may change it.",
-        ),
-    ] = "cpu",
+    device: DeviceOption = "cpu",
     workers: Annotated[int, typer.Option(min=1, help="Processes; one a core is best.")] = 2,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with the run in --out where it stopped.")

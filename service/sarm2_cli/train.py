@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, TypeAlias
 
 import typer
 
 from sarm2_cli.record import one_of
+
+DeviceOption: TypeAlias = Annotated[
+    str,
+    typer.Option(metavar="cpu|cuda", help="Where everything is embedded and learns; a resume may change it."),
+]
 
 
 def train(
@@ -37,13 +42,7 @@ def train(
         ),
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Fixes episodes, weights and the order of batches.")] = 0,
-    device: Annotated[
-        str,
-        typer.Option(
-            metavar="cpu|cuda",
-            help="Where everything is embedded and learns; a resume may change it.",
-        ),
-    ] = "cpu",
+    device: DeviceOption = "cpu",
     workers: Annotated[int, typer.Option(min=1, help="Processes; one a core is best.")] = 2,
     quick: Annotated[
         bool,
