@@ -205,7 +205,7 @@ def test_a_bundle_on_a_given_hub_name_refers_to_it(
     on_given: RunFolder, given: GivenEncoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     load = ImageTextEncoder.load
-    monkeypatch.setattr(ImageTextEncoder, "load", lambda source: load(given.source))
+    monkeypatch.setattr(ImageTextEncoder, "load", lambda source, device="cpu": load(given.source, device))
     root = tmp_path / "run"
     shutil.copytree(on_given.root, root, ignore=shutil.ignore_patterns("bundle"))
     stages.bundle(Ticker(tmp_path / "tick"), replace(on_given, root=root, given=replace(given, source="a/b")))
