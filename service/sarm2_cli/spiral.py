@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 
 import typer
 from rich.console import Console
@@ -57,6 +57,15 @@ Device: TypeAlias = Annotated[str, typer.Option(help="Where a LeRobot policy run
 Rounds: TypeAlias = Annotated[
     int | None, typer.Option(min=0, help="Rounds of collection and update; by default the preset's.")
 ]
+Demos: TypeAlias = Annotated[
+    int | None, typer.Option(min=1, help="Demonstrations that pi_1 is cloned from; by default the preset's.")
+]
+First: TypeAlias = Annotated[
+    int | None,
+    typer.Option(
+        min=1, help="Rollouts of pi_1, which the reward model is adapted to; by default the preset's."
+    ),
+]
 Reward: TypeAlias = Annotated[
     str,
     typer.Option(
@@ -92,6 +101,8 @@ RUNS = Path("runs/spiral")
 def run(
     task: Task = "hammer",
     policy: Policy = "image",
+    demos: Demos = None,
+    first: First = None,
     rounds: Rounds = None,
     reward: Reward = "service",
     updater: Updater = "residual",
@@ -129,8 +140,9 @@ def run(
 
     preset = "quick" if quick else preset
     given = given_policy(policy, map_, policy_device)
+    counts = {"demos": demos, "first": first, "rounds": rounds}
     folder = planned(
-        out, task, policy, rounds, reward, updater, preset, seed, adapt=adapt, given=given, own=server is None
+        out, task, policy, counts, reward, updater, preset, seed, adapt=adapt, given=given, own=server is None
     )
     with reaching(folder, server, bundle, workers, ray) as loop:
         if metrics_port is not None:
@@ -143,6 +155,8 @@ def run(
 def bc(
     task: Task = "hammer",
     policy: Policy = "image",
+    demos: Demos = None,
+    first: First = None,
     rounds: Rounds = None,
     reward: Reward = "service",
     updater: Updater = "residual",
@@ -165,8 +179,9 @@ def bc(
     lerobot:...`, `openpi:...`) is not cloned: only the demonstrations are made, and `offline` falls away.
     """
     given = given_policy(policy, map_, policy_device)
+    counts = {"demos": demos, "first": first, "rounds": rounds}
     folder = planned(
-        out, task, policy, rounds, reward, updater, preset, seed, adapt=adapt, given=given, own=server is None
+        out, task, policy, counts, reward, updater, preset, seed, adapt=adapt, given=given, own=server is None
     )
     with reaching(folder, server, bundle, workers, ray) as loop:
         loop.begin(resume=True)
@@ -293,7 +308,7 @@ def planned(
     out: Path,
     task: str,
     policy: str,
-    rounds: int | None,
+    counts: Mapping[str, int | None],
     reward: str,
     updater: str,
     preset: str,
@@ -303,7 +318,11 @@ def planned(
     given: GivenPolicy | None = None,
     own: bool = True,
 ) -> SpiralFolder:
-    """The folder of a run by its options. Raises NotFound or InvalidInput for values that are none."""
+    """The folder of a run by its options. Raises NotFound or InvalidInput for values that are none.
+
+    Args:
+        counts: of `LoopConfig`, by name; where one is None, the preset's stays.
+    """
     from sarm2_cli.record import one_of
     from sarm2_rollouts.metaworld_robot import TASKS
     from sarm2_spiral.config import spiral_config
@@ -311,8 +330,8 @@ def planned(
     from sarm2_spiral.progress import REWARDS
 
     config = spiral_config(preset)
-    loop = replace(config.loop, rounds=config.loop.rounds if rounds is None else rounds, adapt=adapt)
-    config = replace(config, loop=loop)
+    told: dict[str, Any] = {name: count for name, count in counts.items() if count is not None}
+    config = replace(config, loop=replace(config.loop, adapt=adapt, **told))
     (name,) = one_of("task", task, sorted(TASKS))
     (kind,) = one_of("policy", policy, ["image", "state"]) if given is None else ("image",)
     (source,) = one_of("reward", reward, list(REWARDS))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,10 @@ from typer.testing import CliRunner
 from sarm2_cli.evaluate import known_tasks
 from sarm2_cli.main import app
 from sarm2_cli.record import one_of
+from sarm2_cli.spiral import planned
 from sarm2_client.errors import InvalidInput
 from sarm2_rollouts.tasks import TASKS
+from sarm2_spiral.config import QUICK
 
 
 def every_command() -> dict[str, click.Command]:
@@ -141,3 +144,9 @@ def test_episodes_on_ray_ask_for_ray(tmp_path: Path, monkeypatch: pytest.MonkeyP
     answer = CliRunner().invoke(app, ["spiral", "run", *options, "--out", str(tmp_path / "out")])
     assert isinstance(answer.exception, InvalidInput)
     assert "sarm2[ray]" in answer.exception.message
+
+
+def test_counts_that_are_not_told_are_the_presets(tmp_path: Path) -> None:
+    counts = {"demos": 7, "first": None, "rounds": 0}
+    folder = planned(tmp_path, "hammer", "state", counts, "true", "residual", "quick", 0, adapt=False)
+    assert folder.config.loop == replace(QUICK.loop, demos=7, rounds=0, adapt=False)

@@ -30,7 +30,9 @@ def folder_of(
     root: Path, policy: str, maps: list[str] | None = None, updater: str = "residual"
 ) -> SpiralFolder:
     given = given_policy(policy, maps, "cpu")
-    return planned(root, "hammer", policy, 1, "true", updater, "quick", 0, adapt=True, given=given)
+    return planned(
+        root, "hammer", policy, {"rounds": 1}, "true", updater, "quick", 0, adapt=True, given=given
+    )
 
 
 # --- its address and its map -------------------------------------------------------------------------
