@@ -361,8 +361,13 @@ def reaching(
     folder: SpiralFolder, server: str | None, bundle: Path | None, workers: int, ray: str | None = None
 ) -> Iterator[SpiralRun]:
     """A run with the service it asks: a given one, or one of its own with its own copy of the bundle."""
+    import torch
+
     from sarm2_spiral.run import SpiralRun
 
+    # Networks this small gain nothing from a second thread, and with anything else on the cores its threads
+    # wait for each other: cloning took 431 s with two and 29 s with one, beside one busy process a core.
+    torch.set_num_threads(1)
     made_by = collector(workers, ray)
     if not folder.rendered:  # a state policy with a control for its reward asks no service
         with RewardClient() as client:
