@@ -365,8 +365,8 @@ def reaching(
 
     from sarm2_spiral.run import SpiralRun
 
-    # Networks this small gain nothing from a second thread, and with anything else on the cores its threads
-    # wait for each other: cloning took 431 s with two and 29 s with one, beside one busy process a core.
+    # Robots and service have the other cores, and a network this small waits for a thread that finds its core
+    # busy at every step: in one run beside other work, cloning took 431 s with two threads and 26 s with one.
     torch.set_num_threads(1)
     made_by = collector(workers, ray)
     if not folder.rendered:  # a state policy with a control for its reward asks no service

@@ -10,11 +10,11 @@ import pytest
 import torch
 from torch import nn
 
-from models.synthetic import FRAMES, write_synthetic
+from models.synthetic import FRAMES, HAMMER_EPISODES, synthetic_corpus
 from models.tiny import tiny_config
-from sarm2_models.train.corpus import Corpus, index_dataset, load_corpus
+from sarm2_models.train.corpus import Corpus
 from sarm2_models.train.heads import Texts, predict_logits, predict_progress, train_stage, train_value
-from sarm2_models.train.plan import HeadPlan, PlannedEpisode, TowerPlan
+from sarm2_models.train.plan import HeadPlan, TowerPlan
 from sarm2_models.train.tower import train_tower
 from sarm2_models.train.variants import text_codes
 from sarm2_models.train.windows import Frames
@@ -26,11 +26,6 @@ VOCABULARY = load_vocabulary("metaworld")
 CONFIG = tiny_config()
 # Without noise, which a GPU draws otherwise.
 PLAN = HeadPlan(stage_steps=12, value_steps=12, batch=8, noise=0.0)
-EPISODES = [
-    PlannedEpisode("hammer", kind, seed)
-    for seed in range(2)
-    for kind in ("demo", "clean_demo", "perturbed", "random")
-]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -41,10 +36,7 @@ def cuda() -> None:
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
-    root = tmp_path_factory.mktemp("synthetic")
-    write_synthetic(EPISODES, root / "data")
-    index_dataset(root / "data", root / "index", VOCABULARY, ["hammer"])
-    return load_corpus(root / "index")
+    return synthetic_corpus(HAMMER_EPISODES, tmp_path_factory.mktemp("synthetic"), ["hammer"])
 
 
 @pytest.fixture(scope="module")

@@ -14,8 +14,10 @@ import numpy.typing as npt
 from rich.console import Console
 
 from sarm2_client.images import encode_jpeg
+from sarm2_models.train.corpus import Corpus, index_dataset, load_corpus
 from sarm2_models.train.layout import RunFolder
 from sarm2_models.train.plan import PlannedEpisode, Split, planned_episodes
+from sarm2_models.vocabulary import load_vocabulary
 from sarm2_rollouts.episode import Episode, EpisodeKind, LabelledSegment
 from sarm2_rollouts.expert_label import CrossCheck
 from sarm2_rollouts.lerobot_writer import write_dataset
@@ -23,6 +25,13 @@ from sarm2_rollouts.simulator_state import SIMULATOR_NAMES
 from sarm2_rollouts.tasks import ACTION_NAMES, CAMERAS, FPS, IMAGE_SIZE, STATE_NAMES, TASKS
 
 FRAMES = 16
+
+HAMMER_EPISODES = [
+    PlannedEpisode("hammer", kind, seed)
+    for seed in range(2)
+    for kind in ("demo", "clean_demo", "perturbed", "random")
+]
+"""Two of each kind."""
 
 
 def synthetic_episode(planned: PlannedEpisode) -> Episode:
@@ -62,6 +71,13 @@ def write_synthetic(plan: Sequence[PlannedEpisode], root: Path) -> None:
         return (synthetic_episode(planned) for planned in plan)
 
     write_dataset(episodes(), root, storage="image", state_names=STATE_NAMES)
+
+
+def synthetic_corpus(plan: Sequence[PlannedEpisode], root: Path, tasks: Sequence[str]) -> Corpus:
+    """The plan's episodes as arrays, by way of a dataset and its index below `root`."""
+    write_synthetic(plan, root / "data")
+    index_dataset(root / "data", root / "index", load_vocabulary("metaworld"), tasks)
+    return load_corpus(root / "index")
 
 
 def record_synthetic(run: RunFolder, split: Split, workers: int, console: Console) -> None:

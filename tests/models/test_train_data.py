@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from transformers import AutoTokenizer
 
-from models.synthetic import FRAMES, synthetic_episode, write_synthetic
+from models.synthetic import FRAMES, synthetic_corpus, synthetic_episode, write_synthetic
 from sarm2_client.errors import InvalidInput, NotFound
 from sarm2_client.images import decode_jpeg
 from sarm2_models.config import WindowConfig
-from sarm2_models.train.corpus import Corpus, index_dataset, load_corpus
+from sarm2_models.train.corpus import Corpus, index_dataset
 from sarm2_models.train.plan import (
     EVALUATION_SEEDS_FROM,
     KINDS,
@@ -41,10 +41,7 @@ PLAN = [
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
-    folder = tmp_path_factory.mktemp("corpus")
-    write_synthetic(PLAN, folder / "data")
-    index_dataset(folder / "data", folder / "index", VOCABULARY, TASKS)
-    return load_corpus(folder / "index")
+    return synthetic_corpus(PLAN, tmp_path_factory.mktemp("corpus"), TASKS)
 
 
 @pytest.fixture(scope="module")

@@ -15,18 +15,18 @@ import torch
 from rich.console import Console
 
 from models.errands import fail, leave_a_note
-from models.synthetic import FRAMES, write_synthetic
+from models.synthetic import FRAMES, HAMMER_EPISODES, synthetic_corpus
 from models.tiny import tiny_config, tiny_encoder
 from sarm2_client.errors import InvalidInput, ModelFailed
 from sarm2_models.encoder import ImageTextEncoder
 from sarm2_models.train.calibrate import calibrate, predict
-from sarm2_models.train.corpus import Corpus, index_dataset, load_corpus
+from sarm2_models.train.corpus import Corpus
 from sarm2_models.train.embed import embed_shard, load_embeddings, shard_bounds
 from sarm2_models.train.heads import Texts, predict_logits, route, train_stage, train_value
 from sarm2_models.train.jobs import Job, run_jobs
 from sarm2_models.train.ladder import clock
 from sarm2_models.train.loop import mixed_precision
-from sarm2_models.train.plan import HeadPlan, PlannedEpisode, TowerPlan
+from sarm2_models.train.plan import HeadPlan, TowerPlan
 from sarm2_models.train.tower import dense_loss, sigmoid_loss, train_tower
 from sarm2_models.train.variants import Heads, load_heads, save_module, text_codes
 from sarm2_models.train.windows import Frames, hints_of
@@ -35,19 +35,11 @@ from sarm2_models.vocabulary import load_vocabulary
 VOCABULARY = load_vocabulary("metaworld")
 CONFIG = tiny_config()
 PLAN = HeadPlan(stage_steps=6, value_steps=6, batch=8)
-EPISODES = [
-    PlannedEpisode("hammer", kind, seed)
-    for seed in range(2)
-    for kind in ("demo", "clean_demo", "perturbed", "random")
-]
 
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
-    folder = tmp_path_factory.mktemp("corpus")
-    write_synthetic(EPISODES, folder / "data")
-    index_dataset(folder / "data", folder / "index", VOCABULARY, ["hammer"])
-    return load_corpus(folder / "index")
+    return synthetic_corpus(HAMMER_EPISODES, tmp_path_factory.mktemp("corpus"), ["hammer"])
 
 
 @pytest.fixture(scope="module")
