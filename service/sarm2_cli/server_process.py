@@ -32,7 +32,8 @@ class ServerProcess:
         port: where to listen; None takes 8765, or a free port where that is taken; 0 takes any free port.
         bundle: the bundle to serve; None takes the shipped one.
         reload: whether it may take what the bundle's folder holds later.
-        restart: whether it is started again, at the same port, where it ends before it is told to.
+        restart: whether it is started again, at the same port, where it ends before it is told to: killed
+            while it starts too, but one that cannot start is told of.
 
     Raises:
         ConnectionLost: the process ended before it was ready; its last lines are in the message.
@@ -57,12 +58,12 @@ class ServerProcess:
     def __enter__(self) -> ServerProcess:
         self._process = self._begin()
         try:
-            self._wait_until_ready(self._process)
+            ready = self._wait_until_ready(self._process)
         except BaseException:
             self.stop()
             raise
         if self._restart:
-            threading.Thread(target=self._begin_again, args=(self._process,), daemon=True).start()
+            threading.Thread(target=self._begin_again, args=(ready,), daemon=True).start()
         return self
 
     def _begin(self) -> subprocess.Popen[bytes]:
@@ -91,14 +92,18 @@ class ServerProcess:
     ) -> None:
         self.stop()
 
-    def _wait_until_ready(self, process: subprocess.Popen[bytes]) -> None:
+    def _wait_until_ready(self, process: subprocess.Popen[bytes]) -> subprocess.Popen[bytes]:
         deadline = time.monotonic() + READY_TIMEOUT_S
         while time.monotonic() < deadline:
             if process.poll() is not None:
-                raise ConnectionLost(f"the server ended with code {process.returncode}:\n{self.log_tail()}")
+                if not self._restart or process.returncode > 0:
+                    raise ConnectionLost(
+                        f"the server ended with code {process.returncode}:\n{self.log_tail()}"
+                    )
+                self._process = process = self._begin()  # a signal ended it: it has not failed
             try:
                 with urlopen(self.url + "readyz", timeout=PROBE_TIMEOUT_S):  # noqa: S310  # always http on loopback
-                    return
+                    return process
             except (URLError, OSError):
                 time.sleep(PROBE_EVERY_S)
         raise WaitTimeout(f"the server was not ready within {READY_TIMEOUT_S:.0f} s:\n{self.log_tail()}")

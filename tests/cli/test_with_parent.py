@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import threading
 import time
 
 import httpx2
@@ -52,3 +53,23 @@ def test_a_lasting_service_is_started_again_at_the_same_port() -> None:
             assert time.monotonic() < deadline, "the service was not started again"
             time.sleep(0.2)
     assert not answers(own.port)
+
+
+def test_a_lasting_service_that_is_killed_while_it_starts_is_started_again() -> None:
+    service = ServerProcess(0, restart=True)
+    killed: list[int] = []
+
+    def kill() -> None:
+        first = service._process
+        assert first is not None
+        assert not answers(service.port)
+        first.kill()
+        killed.append(first.pid)
+
+    killer = threading.Timer(0.3, kill)
+    killer.start()
+    with service as own:
+        killer.join()
+        assert answers(own.port)
+        assert own._process is not None
+        assert killed[0] != own._process.pid

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -73,37 +74,79 @@ def await_health(port: int) -> None:
     raise AssertionError("the service did not start")
 
 
+def kill_service_of(trainer: int) -> bool:
+    """Kill the service that a trainer has started for itself. Returns whether there was one."""
+    for status in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            parent = int(status.read_text().rsplit(") ", 1)[1].split()[1])
+            command = (status.parent / "cmdline").read_bytes().split(b"\0")
+        except OSError:  # it has ended meanwhile
+            continue
+        if parent == trainer and b"serve" in command:
+            os.kill(int(status.parent.name), signal.SIGKILL)
+            return True
+    return False
+
+
+def kill_often(trainer: Killable, kill: Callable[[int], None]) -> None:
+    """Kill twenty times what `kill` chooses, while the trainer is at work, and wait for its end."""
+    rng = np.random.default_rng(5)
+    for number in range(KILLS):
+        time.sleep(float(rng.uniform(3.0, 9.0)))
+        assert trainer.process.poll() is None, f"the run ended before it had been killed {KILLS} times"
+        kill(number)
+    assert trainer.process.wait(END_TIMEOUT_S) == 0
+
+
 def result(root: Path) -> tuple[dict[str, dict[str, np.ndarray]], dict[str, str]]:
     """Weights and decisions of a finished run."""
     assert "report" in finished_stages(root)
-    paths = [*root.glob("policies/*.safetensors"), *root.glob("rounds/*/learner.safetensors")]
+    paths = [
+        *root.glob("policies/*.safetensors"),
+        *root.glob("rounds/*/learner.safetensors"),
+        *root.glob("reward_model/heads.safetensors"),
+    ]
     weights = {str(path.relative_to(root)): load_file(path) for path in paths}
     told = [*root.glob("rounds/*/decision.json"), *root.glob("evaluations/*.jsonl")]
     return weights, {str(path.relative_to(root)): path.read_text() for path in told}
 
 
+def assert_same(calm: Path, killed: Path, parts: int) -> None:
+    """Two runs have the same decisions and evaluations, and the same weights in so many parts."""
+    (weights, told), (others, retold) = result(calm), result(killed)
+    assert told == retold
+    assert weights.keys() == others.keys()
+    assert len(weights) == parts
+    for name, tensors in weights.items():
+        for key, value in tensors.items():
+            assert np.abs(value - others[name][key]).max(initial=0.0) <= TOLERANCE, (name, key)
+
+
 def test_a_run_whose_trainer_and_service_are_killed_twenty_times_ends_the_same(tmp_path: Path) -> None:
-    rng = np.random.default_rng(5)
     with serving() as (service, port):
         calm = Killable(str(TRAINER), str(tmp_path / "calm"), str(port))
         assert calm.process.wait(END_TIMEOUT_S) == 0
         trainer = Killable(str(TRAINER), str(tmp_path / "killed"), str(port))
-        kills = 0
-        while kills < KILLS:
-            time.sleep(float(rng.uniform(3.0, 9.0)))
-            if trainer.process.poll() is not None:
-                break
-            victim = (trainer, service)[kills % 2]
+
+        def kill(number: int) -> None:
+            victim = (trainer, service)[number % 2]
             victim.kill()
             victim.start()
-            kills += 1
-        assert kills == KILLS, "the run ended before it had been killed often enough"
-        assert trainer.process.wait(END_TIMEOUT_S) == 0
-    weights, told = result(tmp_path / "calm")
-    others, retold = result(tmp_path / "killed")
-    assert told == retold
-    assert weights.keys() == others.keys()
-    assert len(weights) == 4, "pi_1, pi_2, and the correction of both rounds"
-    for name, tensors in weights.items():
-        for key, value in tensors.items():
-            assert np.abs(value - others[name][key]).max(initial=0.0) <= TOLERANCE, (name, key)
+
+        kill_often(trainer, kill)
+    assert_same(tmp_path / "calm", tmp_path / "killed", parts=4)  # pi_1, pi_2, the correction of both rounds
+
+
+def test_an_image_policy_whose_reward_model_is_adapted_survives_the_same(tmp_path: Path) -> None:
+    calm = Killable(str(TRAINER), str(tmp_path / "calm"))
+    assert calm.process.wait(END_TIMEOUT_S) == 0
+    trainer = Killable(str(TRAINER), str(tmp_path / "killed"))
+
+    def kill(number: int) -> None:
+        if number % 2 and kill_service_of(trainer.process.pid):
+            return  # the trainer starts another one
+        trainer.kill()
+        trainer.start()
+
+    kill_often(trainer, kill)
+    assert_same(tmp_path / "calm", tmp_path / "killed", parts=4)  # pi_1, pi_2, the correction, RM2's heads
