@@ -16,6 +16,9 @@ control, the true positions of object and goal."""
 Ends: TypeAlias = Literal["success", "service"]
 """Who ends a rollout before its time: the simulator, or the service, whose progress has to stay high."""
 
+ROUND_SEEDS, MOST_ROUNDS = 1000, 19
+"""Scenes that a round may use, and rounds: more would fly scenes that others learn from."""
+
 MonteCarlo: TypeAlias = Literal["return", "final_progress"]
 Labels: TypeAlias = Literal["marks", "exact"]
 
@@ -130,6 +133,11 @@ class LoopConfig:
     smooth: float = 2.0
     kappa: float = 0.1
     gain_frames: int = 10
+
+    def __post_init__(self) -> None:
+        for name, most in (("rounds", MOST_ROUNDS), ("first", ROUND_SEEDS), ("rollouts", ROUND_SEEDS)):
+            if not 0 <= getattr(self, name) <= most:
+                raise InvalidInput(f"{name}: expected 0 to {most}, got {getattr(self, name)}", field=name)
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ from sarm2_client.errors import InvalidInput
 from sarm2_rollouts.episode import EpisodeKind
 from sarm2_rollouts.metaworld_robot import SEED_BLOCK, EpisodePlan
 from sarm2_rollouts.run_record import settings_of
-from sarm2_spiral.config import Ends, PolicyKind, SpiralConfig
+from sarm2_spiral.config import ROUND_SEEDS, Ends, PolicyKind, SpiralConfig
 from sarm2_spiral.given_policy import GivenPolicy
 from sarm2_spiral.progress import Reward
 
@@ -40,10 +40,15 @@ SEEDS = {
     "pictures": 4_000_000,
     "remember": 5_000_000,
 }
-"""Scenes from these numbers on; a run's own seed moves it on by whole blocks. What the reward model is
-trained and measured on lies below 1000000."""
+"""Scenes from these numbers on; a run's own seed moves it on by whole blocks, so that no two runs and no two
+kinds share a scene. What the reward model is trained and measured on lies below 1000000."""
 
-ROUND_SEEDS = 1000
+SPAN = 10_000_000
+RUNS_PER_SPAN = 50
+"""The kinds lie 50 blocks apart: each further 50 runs have a span of their own."""
+
+MOST_SEED = 20_000
+"""What the simulator takes as a scene's number ends at 2^32."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +63,8 @@ class SpiralFolder:
         own_service: whether the service is the run's own, with its own reward model, which it may adapt.
         given: the base policy that other people trained, in the place of cloned ones.
 
-    Raises InvalidInput for a given policy with an updater that clones, or with a kind other than `image`.
+    Raises InvalidInput for a given policy with an updater that clones, or with a kind other than `image`, and
+    for a seed that has no scenes.
     """
 
     root: Path
@@ -72,6 +78,8 @@ class SpiralFolder:
     own_service: bool = True
 
     def __post_init__(self) -> None:
+        if not 0 <= self.seed <= MOST_SEED:
+            raise InvalidInput(f"seed: expected 0 to {MOST_SEED}, got {self.seed}", field="seed")
         if self.given is not None and (self.updater, self.kind) != ("residual", "image"):
             raise InvalidInput(
                 f"{self.given} stays as it is, and needs pictures: it goes with the updater residual and the "
@@ -158,7 +166,8 @@ class SpiralFolder:
 
     def first_seed(self, what: str) -> int:
         """Where this run's scenes of a kind begin."""
-        return SEEDS[what] + self.seed * SEED_BLOCK
+        span, block = divmod(self.seed, RUNS_PER_SPAN)
+        return span * SPAN + SEEDS[what] + block * SEED_BLOCK
 
     def demo_plan(self) -> list[EpisodePlan]:
         """The demonstrations to record: uneven ones."""

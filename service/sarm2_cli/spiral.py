@@ -245,7 +245,9 @@ def report(out: Out = RUNS, workers: Workers = 2, server: Server = None) -> None
 
 @spiral.command()
 def compare(
-    seeds: Annotated[str, typer.Option(help="Training seeds, separated by commas.")] = "0,1,2",
+    seeds: Annotated[
+        str | None, typer.Option(help="Training seeds, separated by commas; by default those of the report.")
+    ] = None,
     only: Annotated[
         list[str] | None,
         typer.Option(help="TASK, TASK/POLICY or TASK/POLICY/ARM to run; again for more. All by default."),
@@ -254,6 +256,9 @@ def compare(
     out: Out = Path("runs/spiral_comparison"),
     workers: Workers = 2,
     bundle: Bundle = None,
+    report_only: Annotated[
+        bool, typer.Option("--report-only", help="Run nothing: write the report of what is finished.")
+    ] = False,
 ) -> None:
     """Every bar and every control in one table: days of one robot, hours of two cores.
 
@@ -266,7 +271,7 @@ def compare(
     from rich.markdown import Markdown
 
     from sarm2_cli.benchmark import whole_numbers
-    from sarm2_spiral.comparison.cells import cells
+    from sarm2_spiral.comparison.cells import SEEDS, cells
     from sarm2_spiral.comparison.run import Comparison
     from sarm2_spiral.config import spiral_config
 
@@ -278,12 +283,12 @@ def compare(
     comparison = Comparison(
         out,
         spiral_config(preset),
-        whole_numbers("seeds", seeds),
+        SEEDS if seeds is None else whole_numbers("seeds", seeds),
         lambda folder: reaching(folder, None, bundle, workers),
         chosen,
         console,
     )
-    report = comparison.start()
+    report = comparison.write() if report_only else comparison.start()
     console.print(Markdown((report / "spiral.md").read_text()))
     typer.echo(f"numbers and tables in {report}")
 

@@ -17,6 +17,7 @@ from sarm2_client.errors import Conflict
 from sarm2_rollouts.run_record import RunRecord, finished_stages
 from sarm2_spiral.comparison.bars import auc_bar, loop_bar, minutes_bar, success_bar
 from sarm2_spiral.comparison.cells import CONTROLLED, DEMOS, MAIN, Arm, Cell, cells
+from sarm2_spiral.comparison.report import INHERITED, outcome
 from sarm2_spiral.comparison.run import Comparison, inherit
 from sarm2_spiral.config import METAWORLD
 from sarm2_spiral.folder import SpiralFolder
@@ -54,11 +55,16 @@ def test_controls_begin_alike_are_reported_and_never_done_twice(tmp_path: Path) 
     comparison = Comparison(tmp_path, config, (3,), reach, chosen, Console(quiet=True))
     report = comparison.start()
     first, second = (cell.folder(tmp_path, 3, config) for cell in chosen)
+    assert not (first.root / INHERITED).exists()
     assert first.policy("bc").read_bytes() == second.policy("bc").read_bytes()
     found = json.loads((report / "spiral.json").read_text())
-    assert list(found["cells"]) == ["hammer/state/true", "hammer/state/linear"]
+    assert list(found["cells"]) == ["hammer/state/linear", "hammer/state/true"]
     assert found["cells"]["hammer/state/true"]["success"]["round1"]["n"] == config.loop.evaluation
     assert found["bars"] == {}
+    one = replace(comparison, chosen=chosen[:1])
+    assert (one.write() / "spiral.json").read_text() == (report / "spiral.json").read_text(), (
+        "the report is of every finished run"
+    )
     assert "hammer/state/linear" in (report / "spiral.md").read_text()
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.safetensors")}
     comparison.start()
@@ -77,12 +83,14 @@ def test_a_run_inherits_what_it_would_make_just_the_same(tmp_path: Path) -> None
         with reach(folder) as run:
             run.start(resume=False)
     inherit(heir, first)
+    assert outcome([first]).minutes is not None
     taken = heir.root / "policies" / "bc.safetensors"
     before = taken.stat().st_mtime_ns
     assert finished_stages(heir.root) == {}
     with reach(heir) as run:
         run.start(resume=True)
     assert taken.stat().st_mtime_ns == before, "pi_1 was cloned again"
+    assert outcome([heir]).minutes is None, "what was taken over took time too"
     for name in ("policies/bc.safetensors", "policies/offline.safetensors", "rounds/1/learner.safetensors"):
         assert (heir.root / name).read_bytes() == (alone.root / name).read_bytes()
 
@@ -110,6 +118,7 @@ def test_only_what_comes_out_the_same_is_shared(arm: Arm, shared: set[str], tmp_
     record.do("report", lambda: None, Console(quiet=True))
     inherit(heir, first)
     assert {name for name in names if (heir.root / name).exists()} == shared
+    assert (heir.root / INHERITED).exists()
 
 
 def test_a_run_with_other_settings_is_not_taken_for_one_of_the_comparison(tmp_path: Path) -> None:

@@ -31,6 +31,9 @@ from sarm2_spiral.evaluation import success_rate, verdicts
 from sarm2_spiral.folder import SpiralFolder
 from sarm2_spiral.wilson import Rate
 
+INHERITED = "inherited_from"
+"""The file that names the run from which some of a run's work was taken over."""
+
 PARTS = (
     "2b clones the demonstrations alone, weighted. What the loop adds is made of pi_1's rollouts, new ones "
     "in every round, the critics' correction and the adapted reward model; the arms take parts away: "
@@ -93,9 +96,15 @@ def write_comparison(root: Path, cells: Iterable[Cell], seeds: Sequence[int], co
     }
     report = root / "report"
     report.mkdir(parents=True, exist_ok=True)
-    (report / "spiral.json").write_text(json.dumps(content, indent=1) + "\n")
-    (report / "spiral.md").write_text(markdown(held, outcomes, config))
+    _write(report / "spiral.json", json.dumps(content, indent=1) + "\n")
+    _write(report / "spiral.md", markdown(held, outcomes, config))
     return report
+
+
+def _write(path: Path, text: str) -> None:
+    fresh = path.with_name(f".{path.name}.{os.getpid()}")  # other comparisons may write it too
+    fresh.write_text(text)
+    fresh.replace(path)
 
 
 def outcome(folders: Sequence[SpiralFolder]) -> Outcome:
@@ -151,10 +160,10 @@ def markdown(held: Mapping[str, Bar], outcomes: Mapping[Cell, Outcome], config: 
     rounds = [f"round{number}" for number in range(1, config.loop.rounds + 1)]
     steps = ["bc", "offline", *rounds]
     lines = ["# SPIRAL beside its controls", "", _verdict(held), "", "## Bars", ""]
-    lines += ["| | value | 95 % interval | rule | met |", "|---|---|---|---|---|"]
+    lines += ["| | value | 95 % interval | rule | met | aim |", "|---|---|---|---|---|---|"]
     lines += [
         f"| {name} | {bar.value:.3f} | {bar.low:.3f} to {bar.high:.3f} | {bar.rule} | "
-        f"{'yes' if bar.met else '**no**'} |"
+        f"{'yes' if bar.met else '**no**'} | {'' if bar.aim is None else format(bar.aim, 'g')} |"
         for name, bar in held.items()
     ]
     lines += ["", "## Success, all seeds together", ""]
@@ -208,7 +217,8 @@ def _rate(folder: SpiralFolder, name: str) -> Rate:
 
 
 def _minutes(folders: Sequence[SpiralFolder]) -> float | None:
-    if any(max(tries_of_stages(one.root).values(), default=0) > 1 for one in folders):
+    tries = (max(tries_of_stages(one.root).values(), default=0) for one in folders)
+    if any(count > 1 for count in tries) or any((one.root / INHERITED).exists() for one in folders):
         return None
     return max(sum(finished_stages(one.root).values()) for one in folders) / 60
 

@@ -18,7 +18,7 @@ from rich.console import Console
 
 from sarm2_rollouts.run_record import RunRecord, finished_stages
 from sarm2_spiral.comparison.cells import Cell, cells
-from sarm2_spiral.comparison.report import is_finished, write_comparison
+from sarm2_spiral.comparison.report import INHERITED, is_finished, write_comparison
 from sarm2_spiral.config import QUICK, SpiralConfig
 from sarm2_spiral.folder import SpiralFolder
 from sarm2_spiral.run import SpiralRun
@@ -72,8 +72,8 @@ class Comparison:
         return self.write()
 
     def write(self) -> Path:
-        """The report of what is finished so far."""
-        return write_comparison(self.root, self.chosen, self.seeds, self.config)
+        """The report of every run that is finished so far, those that are not chosen too."""
+        return write_comparison(self.root, cells(), self.seeds, self.config)
 
     def _fly(self, title: str, folder: SpiralFolder) -> None:
         record = RunRecord(folder.root, folder.settings(), "run of the comparison")
@@ -106,4 +106,5 @@ def inherit(folder: SpiralFolder, first: SpiralFolder) -> None:
             shutil.copytree(source, place)
         elif source.exists():
             shutil.copyfile(source, place)
+    (fresh / INHERITED).write_text(f"{first.root}\n")
     fresh.replace(folder.root)

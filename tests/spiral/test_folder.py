@@ -1,0 +1,51 @@
+"""Scenes of runs: no run, kind or round shares one with another."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from itertools import combinations
+from pathlib import Path
+
+import pytest
+
+from sarm2_client.errors import InvalidInput
+from sarm2_rollouts.metaworld_robot import SEED_BLOCK
+from sarm2_spiral.comparison.cells import SEEDS as COMPARED
+from sarm2_spiral.config import METAWORLD, MOST_ROUNDS, ROUND_SEEDS
+from sarm2_spiral.folder import MOST_SEED, SEEDS, SpiralFolder
+
+
+def folder(seed: int, **loop: int) -> SpiralFolder:
+    config = replace(METAWORLD, loop=replace(METAWORLD.loop, **loop))
+    return SpiralFolder(Path("run"), "hammer", "state", seed, config)
+
+
+def test_no_two_runs_or_kinds_share_a_block_of_scenes() -> None:
+    seeds = (*COMPARED, 1, 2, 3, 49, 50, 51, 99, *range(100, 110), MOST_SEED)
+    blocks = [folder(seed).first_seed(what) for seed in sorted(set(seeds)) for what in SEEDS]
+    assert all(block % SEED_BLOCK == 0 for block in blocks)
+    assert len(set(blocks)) == len(blocks)
+    assert max(blocks) + SEED_BLOCK < 2**32
+
+
+def test_no_two_rounds_share_a_scene_and_all_stay_in_their_block() -> None:
+    run = folder(7, rounds=MOST_ROUNDS, first=ROUND_SEEDS, rollouts=ROUND_SEEDS)
+    rounds = [{entry.seed for entry in run.rollout_plan(number)} for number in range(MOST_ROUNDS + 1)]
+    assert not any(one & other for one, other in combinations(rounds, 2))
+    assert {seed // SEED_BLOCK for round_ in rounds for seed in round_} == {
+        run.first_seed("rollouts") // SEED_BLOCK
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("rounds", 20), ("first", 1001), ("rollouts", 1001), ("rounds", -1)]
+)
+def test_more_than_there_are_scenes_for_is_refused(name: str, value: int) -> None:
+    with pytest.raises(InvalidInput, match=f"{name}: expected 0 to .*, got {value}"):
+        folder(0, **{name: value})
+
+
+@pytest.mark.parametrize("seed", [-1, MOST_SEED + 1])
+def test_a_seed_without_scenes_is_refused(seed: int) -> None:
+    with pytest.raises(InvalidInput, match=f"seed: expected 0 to {MOST_SEED}, got {seed}"):
+        folder(seed)
