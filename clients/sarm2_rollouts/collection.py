@@ -24,6 +24,9 @@ EPISODE_TIMEOUT_S = 1800.0
 """How long an episode may take before its worker counts as hanging: many times what the slowest takes, the
 longest outage of a service that a policy waits for included."""
 
+RETRIES = 3
+"""How often an episode is made again because workers died."""
+
 MakeEpisode: TypeAlias = Callable[[EpisodePlan], Episode]
 """Makes one episode, in a worker process and so picklable."""
 
@@ -52,43 +55,103 @@ def iterate_episodes(
         make: what makes one, in a worker process and so picklable; `run_episode` by default.
 
     At most 3 episodes a worker are waiting at any time, so memory stays bounded. Leaving the loop early
-    stops the workers.
+    stops the workers. Where a worker dies, what was under way is made again.
+
+    Raises:
+        ModelFailed: workers died while the same episode was waited for, more than `RETRIES` times.
+        WaitTimeout: an episode took longer than `EPISODE_TIMEOUT_S`.
+        What `make` raises.
     """
     plans = iter(plan)
     if workers <= 0:
         yield from map(make, plans)
         return
-    context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start_child, initargs=(os.getpid(),))
-    pending: deque[Future[Episode]] = deque()
+    pool = _Workers(workers, make)
     try:
         for entry in plans:
-            pending.append(pool.submit(make, entry))
-            if len(pending) >= PENDING_PER_WORKER * workers:
-                yield _made(pool, pending.popleft())
-        while pending:
-            yield _made(pool, pending.popleft())
+            pool.begin(entry)
+            if pool.waiting >= PENDING_PER_WORKER * workers:
+                yield pool.take()
+        while pool.waiting:
+            yield pool.take()
     finally:
-        pool.shutdown(wait=True, cancel_futures=True)
+        pool.end()
 
 
-def _made(pool: ProcessPoolExecutor, future: Future[Episode]) -> Episode:
-    """The episode, or why there is none: a worker that hangs is killed, and one that died is told of."""
-    try:
-        return future.result(EPISODE_TIMEOUT_S)
-    except BrokenProcessPool as error:
+class _Workers:
+    """Processes, and the episodes that they are making, in order."""
+
+    def __init__(self, count: int, make: MakeEpisode) -> None:
+        self._count, self._make = count, make
+        self._pool = self._new()
+        self._pending: deque[tuple[EpisodePlan, Future[Episode] | None]] = deque()
+
+    @property
+    def waiting(self) -> int:
+        """How many episodes are begun and not taken."""
+        return len(self._pending)
+
+    def begin(self, entry: EpisodePlan) -> None:
+        """Have an episode made."""
+        self._pending.append((entry, self._submit(entry)))
+
+    def take(self) -> Episode:
+        """The next episode; a worker that hangs is killed."""
+        for _ in range(1 + RETRIES):
+            _, future = self._pending[0]
+            try:
+                if future is not None:
+                    episode = future.result(EPISODE_TIMEOUT_S)
+                    self._pending.popleft()
+                    return episode
+            except BrokenProcessPool:
+                pass
+            except TimeoutError as error:
+                if future is None or future.done():  # the maker's own
+                    raise
+                for process in list(self._pool._processes.values()):
+                    process.kill()
+                raise WaitTimeout(
+                    f"waited {EPISODE_TIMEOUT_S:.0f} s for an episode; start again, what is finished is kept",
+                    field="episode",
+                ) from error
+            self._begin_again()
         raise ModelFailed(
-            "a simulator process died (short of memory?); start again, what was finished is kept"
-        ) from error
-    except TimeoutError as error:
-        if future.done():
-            raise
-        for process in list(pool._processes.values()):
-            process.kill()
-        raise WaitTimeout(
-            f"waited {EPISODE_TIMEOUT_S:.0f} s for an episode; start again, what was finished is kept",
-            field="episode",
-        ) from error
+            f"simulator processes died {1 + RETRIES} times over one episode (short of memory?); start again, "
+            "what was finished is kept"
+        )
+
+    def end(self) -> None:
+        """Stop the workers."""
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def _begin_again(self) -> None:
+        """One death breaks a whole pool: a new one makes what the old one has not."""
+        self.end()
+        self._pool = self._new()
+        pending = list(self._pending)
+        self._pending.clear()
+        for entry, future in pending:
+            self._pending.append((entry, future if _is_over(future) else self._submit(entry)))
+
+    def _submit(self, entry: EpisodePlan) -> Future[Episode] | None:
+        try:
+            return self._pool.submit(self._make, entry)
+        except BrokenProcessPool:  # `take` will notice
+            return None
+
+    def _new(self) -> ProcessPoolExecutor:
+        context = multiprocessing.get_context("spawn")
+        return ProcessPoolExecutor(
+            self._count, mp_context=context, initializer=_start_child, initargs=(os.getpid(),)
+        )
+
+
+def _is_over(future: Future[Episode] | None) -> bool:
+    """Whether a maker has returned or raised; one whose pool broke has done neither."""
+    if future is None or not future.done() or future.cancelled():
+        return False
+    return not isinstance(future.exception(), BrokenProcessPool)
 
 
 def _start_child(parent: int) -> None:

@@ -53,7 +53,7 @@ class UpdateConfig:
         executed: actions of a chunk that are carried out before the policy looks again; what critics judge.
         returns: frames of reward before the critics' own estimate takes over.
         gamma: discount a frame.
-        alpha: weight of the Monte-Carlo part of the target.
+        alpha: weight of the Monte-Carlo part of the target; 0, as tuned, leaves the other part alone.
         monte_carlo: `return` adds up the same rewards as the rest of the target; `final_progress` is the
             publication's p_T gamma^(T-1-t), which does not add up with rewards that are differences.
         scale: largest residual, in units of the action. beta: weight of its square in the actor's loss.
@@ -62,7 +62,8 @@ class UpdateConfig:
         demo_share: share of a batch that is drawn from demonstrations.
         latents: base chunks a frame, over which the actor's loss is averaged, and of which the best is
             carried out at deployment.
-        smoothing, smoothing_clip: noise on the target's action (TD3), in units of `scale`.
+        smoothing, smoothing_clip: noise on the target's action (TD3), in units of `scale` (TD3's are those of
+            the largest action, and the largest correction is what is learned here).
         updates: a round. critic_only: how many of them, at the start of a round, leave the actor alone.
     """
 

@@ -20,9 +20,15 @@ from sarm2_rollouts.rabc import gains
 from sarm2_spiral.evaluation import success_rate
 from sarm2_spiral.folder import SpiralFolder
 from sarm2_spiral.replay import DONE_ABOVE
-from sarm2_spiral.stages import load_decision, rewards
+from sarm2_spiral.stages import load_decision, rewards, smoothing
 from sarm2_spiral.targets import Float32Array, smoothed
 from sarm2_spiral.wilson import Rate
+
+HONEST = (
+    "The loop itself sees final progress alone. Success stands beside it to watch for reward hacking: final "
+    "progress that rises while success does not, and failures that end as if they were done."
+)
+CONTROL = "A control: progress, and what is deployed, come from the reward above and not from the service."
 
 BLUE, GREEN, RED, GREY, INK = "#2563eb", "#16a34a", "#dc2626", "#9aa5b4", "#1c2430"
 
@@ -156,11 +162,11 @@ def draw_curves(parts: Sequence[Collected], path: Path) -> None:
 
 def draw_gains(run: SpiralFolder, by_name: dict[str, list[Float32Array]], path: Path) -> None:
     """Histograms of what frames gain: the advantages that clone and critics feed on."""
-    loop = run.config.loop
+    loop, deviation = run.config.loop, smoothing(run)
     figure, axes = _axes(6.5, 3.2)
     bins = np.linspace(-0.5, 0.6, 56)
     for name, found in by_name.items():
-        smooth = [smoothed(curve_T, loop.smooth) for curve_T in found]
+        smooth = [smoothed(curve_T, deviation) for curve_T in found]
         gain_N = np.concatenate([gains(curve_T, loop.gain_frames) for curve_T in smooth])
         axes.hist(np.clip(gain_N, -0.5, 0.6), bins=bins, histtype="step", density=True, label=name, lw=1.6)
     axes.axvline(loop.kappa, color=GREY, ls="--", lw=1, label="full weight")
@@ -206,7 +212,7 @@ def page(run: SpiralFolder, content: dict[str, Any], films: dict[str, Path]) -> 
         for name, caption in (
             ("success", "Success on the same fresh scenes, 95 % Wilson intervals"),
             ("curves", "Rollouts that the loop learned from; green: the simulator says success"),
-            ("gains", "What frames gain, by the service"),
+            ("gains", f"What frames gain; reward: {run.reward}"),
         )
         if (run.report / f"{name}.png").exists()
     )
@@ -227,8 +233,7 @@ figure {{ margin: 1.5rem 0 }} img, video {{ max-width: 100% }} figcaption {{ col
 <table><tr><th>policy</th><th>success</th><th>95 % interval</th><th>episodes</th></tr>{success}</table>
 {pictures}
 <h2>Rounds</h2>
-<p>The loop itself sees final progress alone. Success stands beside it to watch for reward hacking: final
-progress that rises while success does not, and failures that end as if they were done.</p>
+<p>{HONEST if run.reward == "service" else CONTROL}</p>
 <table><tr><th>round</th><th>final progress</th><th>success</th><th>ROC-AUC</th>
 <th>failures taken for done</th><th>deployed &rarr; candidate</th><th></th></tr>{rounds}</table>
 <h2>Films</h2>

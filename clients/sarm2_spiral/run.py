@@ -98,7 +98,10 @@ class SpiralRun:
         """
         plan = self.plan()
         if all(name.split()[0] not in kinds for name, _ in plan):
-            raise Conflict(f"{kinds[0]}: the run in {self.run.root} has no such stage")
+            raise Conflict(
+                f"{kinds[0]}: the run in {self.run.root} has no such stage; `adapt` needs rewards of a "
+                "service that the run starts itself (no --server), and policies that it clones itself"
+            )
         done: list[str] = []
         for name, work in plan:
             if name in finished_stages(self.run.root) or name.startswith("evaluate"):

@@ -133,15 +133,28 @@ def adapt_reward_model(run: SpiralFolder, console: Console) -> None:
     command = [sys.executable, "-m", "sarm2_cli.main", "adapt", str(run.round(0) / "rollouts")]
     command += ["--training", str(run.remember), "--bundle", str(run.first_model)]
     command += ["--out", str(run.reward_model), "--seed", str(run.seed), "--labels", run.config.loop.labels]
+    errors = None if console.is_terminal else subprocess.PIPE  # its bar is drawn there
     try:
         done = subprocess.run(  # noqa: S603  # ours
-            command, capture_output=True, text=True, timeout=ADAPT_TIMEOUT_S, env=ending_with_me()
+            command,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            text=True,
+            timeout=ADAPT_TIMEOUT_S,
+            env=ending_with_me(),
         )
     except subprocess.TimeoutExpired as error:
         raise WaitTimeout(f"waited {ADAPT_TIMEOUT_S:.0f} s for the adaptation", field="adapt") from error
     if done.returncode != 0:
-        raise ModelFailed(f"the adaptation ended with {done.returncode}: {done.stderr.strip()[-500:]}")
+        raise ModelFailed(
+            f"the adaptation ended with {done.returncode}: {(done.stderr or '').strip()[-500:]}"
+        )
     console.print(done.stdout, highlight=False)
+
+
+def smoothing(run: SpiralFolder) -> float:
+    """Standard deviation, in frames, that progress is smoothed with; a verdict is no curve."""
+    return 0.0 if run.reward == "success" else run.config.loop.smooth
 
 
 def load(run: SpiralFolder, name: str, root: Path, pilot: Pilot, say: Say) -> Data:
@@ -158,7 +171,7 @@ def load(run: SpiralFolder, name: str, root: Path, pilot: Pilot, say: Say) -> Da
         fresh.replace(path)
     features_NF = np.load(path, allow_pickle=False)
     episodes = list(open_dataset(root, pictures=False))
-    smooth = 0.0 if run.reward == "success" else run.config.loop.smooth  # a verdict is no curve
+    smooth = smoothing(run)
     return Data(
         name=name,
         root=root,

@@ -91,7 +91,11 @@ Ray: TypeAlias = Annotated[
     ),
 ]
 Adapt: TypeAlias = Annotated[
-    bool, typer.Option(help="Adapt the reward model to rollouts of the first policy before the loop.")
+    bool,
+    typer.Option(
+        help="Adapt the reward model to rollouts of the first policy before the loop; the model of a "
+        "service named by --server stays as it is."
+    ),
 ]
 
 RUNS = Path("runs/spiral")

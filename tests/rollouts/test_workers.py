@@ -7,11 +7,12 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
 
-from rollouts.bad_makers import die, hang
+from rollouts.bad_makers import die, die_once, hang
 from sarm2_client.errors import ModelFailed, WaitTimeout
 from sarm2_rollouts.collection import iterate_episodes
 from sarm2_rollouts.metaworld_robot import EpisodePlan
@@ -59,8 +60,15 @@ def test_a_pools_processes_end_with_a_parent_that_is_killed(tmp_path: Path) -> N
             time.sleep(0.2)
 
 
-def test_a_worker_that_dies_is_told_of() -> None:
-    with pytest.raises(ModelFailed, match="process died"):
+def test_what_a_dead_worker_was_making_is_made_again(tmp_path: Path) -> None:
+    plan = [EpisodePlan("hammer", "demo", number) for number in range(7)]
+    made = list(iterate_episodes(plan, 2, make=partial(die_once, 2, tmp_path / "died")))
+    assert (tmp_path / "died").exists()
+    assert [episode.seed for episode in made] == list(range(7))
+
+
+def test_a_worker_that_dies_again_and_again_is_told_of() -> None:
+    with pytest.raises(ModelFailed, match="processes died 4 times"):
         next(iterate_episodes([EpisodePlan("hammer", "demo", 1)], 1, make=die))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,7 +16,7 @@ from sarm2_spiral.config import METAWORLD, MOST_ROUNDS, ROUND_SEEDS
 from sarm2_spiral.folder import MOST_SEED, SEEDS, SpiralFolder
 
 
-def folder(seed: int, **loop: int) -> SpiralFolder:
+def folder(seed: int, **loop: Any) -> SpiralFolder:
     config = replace(METAWORLD, loop=replace(METAWORLD.loop, **loop))
     return SpiralFolder(Path("run"), "hammer", "state", seed, config)
 
