@@ -114,6 +114,11 @@ class SpiralFolder:
         return self.root / "first_model"
 
     @property
+    def adaptation(self) -> Path:
+        """What the adaptation made of the reward model's errors; absent where there was none."""
+        return self.reward_model / "report" / "adaptation.json"
+
+    @property
     def remember(self) -> Path:
         """Episodes of the kind that the reward model was trained on."""
         return self.root / "remember"

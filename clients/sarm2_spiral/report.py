@@ -125,6 +125,8 @@ def write_report(run: SpiralFolder, seconds: dict[str, float], films: dict[str, 
         "success": {name: rate.as_json() for name, rate in steps.items()},
         "rounds": [part.as_json() | decision for part, decision in zip(parts, decisions, strict=True)],
     }
+    if run.adaptation.exists():
+        content["adaptation"] = json.loads(run.adaptation.read_text())
     (run.report / "report.json").write_text(json.dumps(content, indent=1) + "\n")
     (run.report / "report.html").write_text(page(run, content, films))
     return run.report
@@ -216,6 +218,7 @@ def page(run: SpiralFolder, content: dict[str, Any], films: dict[str, Path]) -> 
         )
         if (run.report / f"{name}.png").exists()
     )
+    adapted = _adaptation(content["adaptation"]) if "adaptation" in content else ""
     minutes = {name: seconds / 60 for name, seconds in content["seconds"].items()}
     took = ", ".join(f"{html.escape(name)} {value:.1f}" for name, value in minutes.items())
     policy = run.given or f"{run.kind} policy"
@@ -236,9 +239,29 @@ figure {{ margin: 1.5rem 0 }} img, video {{ max-width: 100% }} figcaption {{ col
 <p>{HONEST if run.reward == "service" else CONTROL}</p>
 <table><tr><th>round</th><th>final progress</th><th>success</th><th>ROC-AUC</th>
 <th>failures taken for done</th><th>deployed &rarr; candidate</th><th></th></tr>{rounds}</table>
+{adapted}
 <h2>Films</h2>
 {shown}
 <h2>Time</h2>
 <p>{sum(minutes.values()):.1f} minutes: {took}.</p>
 </body></html>
 """
+
+
+def _adaptation(report: dict[str, Any]) -> str:
+    """The reward model before and after, on the same held-out episodes."""
+    rows = "".join(
+        f"<tr><td>{html.escape(metric)}</td><td>{_estimate(before)}</td>"
+        f"<td>{_estimate(report['after'][metric])}</td><td>{before['n']}</td></tr>"
+        for metric, before in report["before"].items()
+    )
+    return f"""<h2>Adaptation</h2>
+<p>The reward model, adapted to {report["rollouts"]["learned"]} rollouts of the first policy, on episodes that
+were held out.</p>
+<table><tr><th></th><th>before</th><th>after</th><th>n</th></tr>{rows}</table>"""
+
+
+def _estimate(found: dict[str, Any]) -> str:
+    if found["value"] is None:
+        return ""
+    return f"{found['value']:.4f} ({found['low']:.4f} to {found['high']:.4f})"

@@ -34,8 +34,10 @@ def test_a_whole_run_adapts_its_reward_model_learns_from_it_and_shows_films(tmp_
     assert read_manifest(run.reward_model).adapted_from == model_name(
         first.model_id, first.version, first.weights_sha256
     )
-    adaptation = json.loads((run.reward_model / "report" / "adaptation.json").read_text())
+    adaptation = json.loads(run.adaptation.read_text())
     assert adaptation["labels"] == "marks"
+    assert json.loads((run.report / "report.json").read_text())["adaptation"] == adaptation
+    assert f"{adaptation['before']['policy_mse']['value']:.4f}" in page.read_text()
     # Everything that is learned from after the adaptation was scored by RM2.
     for root in (run.demos, run.round(0) / "rollouts", run.round(1) / "rollouts", run.round(1) / "trial"):
         assert scored_by(root) == model_name(second.model_id, second.version, second.weights_sha256)
