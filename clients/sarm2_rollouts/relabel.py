@@ -34,6 +34,8 @@ PROGRESS_FILE = "sarm_progress.parquet"
 WEIGHTS_FILE = "rabc_weights.parquet"
 PARTS = ".sarm_progress"
 MODEL_KEY = "reward_model_path"
+FAILURES_KEY = "failures"
+"""Of a part: what could not be scored of its episode, as JSON, so that a kill forgets none of it."""
 
 FALLING = 1e-6
 """Progress lost a frame by an episode that could not be scored: as little as float32 holds, and a loss."""
@@ -91,7 +93,8 @@ def relabel(
     asked: Mapping[str, object] = MappingProxyType({}),
     tick: Tick = lambda done, total: None,
 ) -> Relabelled:
-    """Score every episode and write both files. What was scored before a kill is not scored again.
+    """Score every episode and write both files. What was scored before a kill is not scored again, but for an
+    episode that failed: `skip_failed` reports it as before, and without it the episode is scored anew.
 
     Args:
         chunk: frames over which a gain of progress is measured, the trainer's own chunk size.
@@ -112,13 +115,16 @@ def relabel(
     failures: list[tuple[int, int, str]] = []
     for index in range(len(dataset)):
         place = parts / f"{index:06d}.parquet"
-        if not place.exists():
+        failed = _kept_failures(place)
+        if failed is None or (failed and not skip_failed):
             scores = scorer.score(prepare(dataset.episode(index)))
             if (now := scorer.model) != model:
                 raise Conflict(f"{model} scored {index} episodes, and now {now} answers; {FORGET}")
-            failures += [(index, frame, why) for frame, why in scores.failures]
-            if not scores.failures or skip_failed:
-                _write_atomically(place, _rows(dataset, index, scores), {MODEL_KEY: model})
+            failed = scores.failures
+            if not failed or skip_failed:
+                told = {MODEL_KEY: model, FAILURES_KEY: json.dumps(failed)}
+                _write_atomically(place, _rows(dataset, index, scores), told)
+        failures += [(index, frame, why) for frame, why in failed]
         tick(index + 1, len(dataset))
     if failures and not skip_failed:
         raise InvalidInput(_told(failures), field="frames")
@@ -189,6 +195,14 @@ def _claim(parts: Path, wanted: dict[str, object], restart: bool) -> None:
     fresh = owner.with_suffix(".new")
     fresh.write_text(json.dumps(wanted))
     fresh.replace(owner)
+
+
+def _kept_failures(part: Path) -> tuple[tuple[int, str], ...] | None:
+    """(frame, why) of what could not be scored of an episode; None where its part is missing or silent."""
+    if not part.exists():
+        return None
+    kept = (parquet_schema(part).metadata or {}).get(FAILURES_KEY.encode())
+    return None if kept is None else tuple((int(frame), str(why)) for frame, why in json.loads(kept))
 
 
 def _rows(dataset: Dataset, index: int, scores: EpisodeScores) -> pa.Table:

@@ -158,6 +158,48 @@ def test_a_skipped_episode_never_gets_full_weight(dataset: Dataset) -> None:
     np.testing.assert_allclose(weights_in(dataset)[12:21], skipped, atol=1e-5)
 
 
+@pytest.fixture
+def broken_off(dataset: Dataset) -> Dataset:
+    """Episode 1 has a frame that cannot be scored; `skip_failed` was killed after it."""
+    killed = Scorer()
+    killed.bad, killed.dies_at = {1: [3]}, 2
+    with pytest.raises(KeyboardInterrupt):
+        relabel(dataset, killed, chunk=4, skip_failed=True)
+    return dataset
+
+
+def test_what_failed_before_a_kill_is_still_reported(broken_off: Dataset) -> None:
+    second = Scorer()
+    second.bad = {2: [5]}
+    done = relabel(broken_off, second, chunk=4, skip_failed=True)
+    assert second.scored == [2]
+    assert done.failures == ((1, 3, "no picture"), (2, 5, "no picture"))
+    assert set(pq.read_schema(done.path).metadata) == {b"reward_model_path"}
+
+
+def test_what_was_skipped_before_a_kill_is_scored_again_where_nothing_may_be_skipped(
+    broken_off: Dataset,
+) -> None:
+    still_broken = Scorer()
+    still_broken.bad = {1: [3]}
+    with pytest.raises(InvalidInput, match="episode 1 frame 3: no picture"):
+        relabel(broken_off, still_broken, chunk=4)
+    assert not (broken_off.root / PROGRESS_FILE).exists()
+    mended = Scorer()
+    done = relabel(broken_off, mended, chunk=4)
+    assert (still_broken.scored, mended.scored, done.failures) == ([1, 2], [1], ())
+    for index, curve_T in enumerate(curves(done.path)):
+        np.testing.assert_array_equal(curve_T, broken_off.episode(index).progress_T)
+
+
+def test_a_part_that_does_not_say_whether_it_failed_is_scored_again(broken_off: Dataset) -> None:
+    for part in (broken_off.root / PARTS).glob("*.parquet"):
+        pq.write_table(pq.read_table(part).replace_schema_metadata({"reward_model_path": "m@1#aa"}), part)
+    scorer = Scorer()
+    relabel(broken_off, scorer, chunk=4)
+    assert scorer.scored == [0, 1, 2]
+
+
 def test_scores_of_two_models_are_never_mixed(dataset: Dataset) -> None:
     first = Scorer("m@1#aa")
     first.dies_at = 1
