@@ -13,7 +13,10 @@ from rich.table import Table
 
 def adapt(
     rollouts: Annotated[Path, typer.Argument(help="Labelled rollouts: root of a LeRobotDataset v3.0.")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="The new bundle.")],
+    out: Annotated[
+        Path,
+        typer.Option("--out", "-o", help="The new bundle; an earlier one there is replaced, never --bundle."),
+    ],
     training: Annotated[
         Path,
         typer.Option(
@@ -37,7 +40,8 @@ def adapt(
         str,
         typer.Option(
             help="`exact`: the dataset's progress. `marks`: as a person labels rollouts, by marking what is "
-            "fast, slow, an adjustment or a mistake, and where it ends."
+            "fast, slow, an adjustment or a mistake, and where it ends. The marks are worked out from the "
+            "dataset's true progress: nobody's own are read."
         ),
     ] = "exact",
     seed: Annotated[int, typer.Option(min=0, help="Of the order of batches.")] = 0,
@@ -46,17 +50,27 @@ def adapt(
 
     Example: `sarm2 adapt runs/hammer/rounds/1/rollouts --training runs/hammer/demos --out runs/rm2`
 
-    Every fourth episode is held out: half of those calibrate the new model, the others measure both. Then let
-    a running service take it, without losing a session: `POST /v1/model:reload`.
+    Every fourth episode is held out: half of those calibrate the new model, the others measure both.
+
+    A running service takes the new model without losing a session if it serves the folder --out, which begins
+    as a copy of the first model:
+
+        cp -r RM1 SERVED && sarm2 serve --bundle SERVED --allow-reload
+
+        sarm2 adapt ROLLOUTS --training EPISODES --bundle RM1 --out SERVED
+
+        curl -X POST http://127.0.0.1:8765/v1/model:reload
     """
     from sarm2_cli.benchmark import whole_numbers
     from sarm2_cli.record import one_of
     from sarm2_models.checkpoint import default_bundle
-    from sarm2_models.train.adapt import adapt_job, curve_job
+    from sarm2_models.train.adapt import adapt_job, check_out, curve_job
     from sarm2_models.train.jobs import Job, run_jobs
 
     (kind,) = one_of("labels", labels, ["exact", "marks"])
-    given: tuple[Any, ...] = (bundle or default_bundle(), rollouts, training, out)
+    first = bundle or default_bundle()
+    check_out(out, first)
+    given: tuple[Any, ...] = (first, rollouts, training, out)
     logs = out.with_name(f".{out.name}.adapting")
     if curve is not None:
         counts = whole_numbers("curve", curve)
@@ -70,7 +84,8 @@ def adapt(
     run_jobs([job], at_once=1, console=Console(stderr=True))
     report = json.loads((out / "report" / "adaptation.json").read_text())
     Console().print(comparison(report))
-    typer.echo(f"serve it: sarm2 serve --bundle {out}")
+    typer.echo(f"serve it: sarm2 serve --bundle {out} --allow-reload")
+    typer.echo("a service that was started so takes what lies there now by POST /v1/model:reload")
 
 
 def comparison(report: dict[str, Any]) -> Table:

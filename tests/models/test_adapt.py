@@ -67,6 +67,19 @@ def test_the_first_model_is_kept_as_it_was(folders: tuple[Path, Path], tmp_path:
     assert digest() == before
 
 
+def test_what_is_adapted_and_what_is_shipped_are_never_written_over(tmp_path: Path) -> None:
+    (tmp_path / "rm1").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "rm1")
+    nowhere = tmp_path / "nowhere"  # what is read later is not even looked at
+    for out in (tmp_path / "rm1", tmp_path / "link", tmp_path / "x" / ".." / "rm1", default_bundle()):
+        with pytest.raises(InvalidInput, match="choose another folder") as refused:
+            adapt(tmp_path / "rm1", nowhere, nowhere, out)
+        assert refused.value.field == "out"
+        with pytest.raises(InvalidInput, match="choose another folder"):
+            adapt_curve(tmp_path / "rm1", nowhere, nowhere, out, (2,))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["link", "rm1"]
+
+
 def test_fewer_rollouts_and_a_persons_marks_can_be_asked_for(
     folders: tuple[Path, Path], tmp_path: Path
 ) -> None:

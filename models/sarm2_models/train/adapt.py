@@ -22,7 +22,7 @@ import torch
 
 from sarm2_client.errors import InvalidInput
 from sarm2_models.calibration import Calibration
-from sarm2_models.checkpoint import load_bundle, save_bundle
+from sarm2_models.checkpoint import default_bundle, load_bundle, save_bundle
 from sarm2_models.estimate import Estimate
 from sarm2_models.metrics import evaluate
 from sarm2_models.reward_model import RewardModel
@@ -123,8 +123,9 @@ def adapt(
 
     Returns the report: both models on held-out rollouts and training episodes.
 
-    Raises InvalidInput for datasets without labels, or with too few episodes.
+    Raises InvalidInput for datasets without labels, or with too few episodes, and as `check_out` does.
     """
+    check_out(out, bundle)
     model = load_bundle(bundle)
     options = Options(rollout_count, labels, plan, seed)
     work = _work(out, model, [rollouts, training], options)
@@ -154,6 +155,7 @@ def adapt_curve(
 
     Raises InvalidInput for a count that the dataset does not hold.
     """
+    check_out(out, bundle)
     model = load_bundle(bundle)
     work = _work(out, model, [rollouts, training], Options(None, labels, plan, seed))
     parts = _parts(model, rollouts, training, work, tick)
@@ -174,6 +176,17 @@ def adapt_curve(
     draw_adaptation(curve, out / "curve.png")
     shutil.rmtree(work)
     return content
+
+
+def check_out(out: Path, bundle: Path) -> None:
+    """Raise InvalidInput where `out` is the folder of RM1 or of the shipped bundle: both are kept."""
+    for kept, whose in ((bundle, "the model that is adapted"), (default_bundle(), "the shipped model")):
+        if out.resolve() == kept.resolve():
+            raise InvalidInput(
+                f"--out {out}: {whose} lies there and is kept; choose another folder (a service that is to "
+                "take the new model serves a copy: see `sarm2 adapt --help`)",
+                field="out",
+            )
 
 
 @dataclass(frozen=True)
