@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 from typer.testing import CliRunner
 
+from models.synthetic import write_synthetic
 from sarm2_cli.main import app
 from sarm2_client.errors import InvalidInput, Sarm2Error
+from sarm2_models.train.plan import PlannedEpisode
 
 
 def refused(*arguments: object) -> Sarm2Error:
@@ -24,3 +27,29 @@ def test_the_model_that_is_adapted_is_not_written_over(bundle: Path, tmp_path: P
         assert isinstance(error, InvalidInput)
         assert error.field == "out"
     assert {path: path.read_bytes() for path in bundle.parent.rglob("*") if path.is_file()} == before
+
+
+@pytest.fixture(scope="module")
+def three(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three labelled episodes: too few."""
+    root = tmp_path_factory.mktemp("adapt") / "three"
+    write_synthetic([PlannedEpisode("hammer", "perturbed", seed) for seed in range(3)], root)
+    return root
+
+
+def test_too_few_episodes_are_told_as_such(three: Path, bundle: Path, tmp_path: Path) -> None:
+    error = refused(three, "--training", three, "--bundle", bundle, "--out", tmp_path / "rm2")
+    assert isinstance(error, InvalidInput)
+    assert error.field == "rollouts"
+    assert "at least 8 rollouts" in error.message
+    assert "got 3" in error.message
+    assert not (tmp_path / "rm2").exists()
+
+
+def test_a_dataset_without_the_labels_is_told_as_such(
+    dataset: Path, three: Path, bundle: Path, tmp_path: Path
+) -> None:
+    error = refused(dataset, "--training", three, "--bundle", bundle, "--out", tmp_path / "rm2")
+    assert isinstance(error, InvalidInput)
+    assert error.field == "simulator state"
+    assert f"episode 0 of {dataset} has no simulator state" in error.message

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from pathlib import Path
 
 from rich.console import Console
 
+from sarm2_client.errors import NotFound
 from sarm2_models.train.jobs import Job, Ticker, run_jobs
 
 
@@ -27,6 +29,17 @@ def count_on(ticker: Ticker, path: Path) -> None:
 def fail(ticker: Ticker, path: Path) -> None:
     """Raise, naming the file."""
     raise ValueError(f"no luck with {path.name}")
+
+
+def find(ticker: Ticker, path: Path) -> None:
+    """Raise an error for users, unless the file is there."""
+    if not path.exists():
+        raise NotFound(f"there is no {path.name} [yet]", field="place")
+
+
+def give_up(ticker: Ticker, path: Path) -> None:
+    """End without a word."""
+    os._exit(3)
 
 
 if __name__ == "__main__":  # a parent to be killed: its job counts on into the given file

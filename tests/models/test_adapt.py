@@ -103,8 +103,19 @@ def test_the_curve_starts_from_rm1_and_has_a_picture(folders: tuple[Path, Path],
 
 
 def test_too_few_episodes_are_refused(folders: tuple[Path, Path], tmp_path: Path) -> None:
-    with pytest.raises(InvalidInput, match="at least 8 rollouts"):
-        adapt(default_bundle(), dataset(tmp_path / "few", "perturbed", 3), folders[1], tmp_path / "rm2")
+    few = dataset(tmp_path / "few", "perturbed", 3)
+    for field, roots in (("rollouts", (few, folders[1])), ("training", (folders[0], few))):
+        with pytest.raises(InvalidInput, match=f"{field}: .* at least 8 rollouts .* got 3") as refused:
+            adapt(default_bundle(), *roots, tmp_path / "rm2")
+        assert refused.value.field == field
+
+
+def test_more_rollouts_than_there_are_cannot_be_learned_from(
+    folders: tuple[Path, Path], tmp_path: Path
+) -> None:
+    with pytest.raises(InvalidInput, match="7 rollouts to learn from, and 6 are there") as refused:
+        adapt(default_bundle(), *folders, tmp_path / "rm2", rollout_count=7)
+    assert refused.value.field == "count"
 
 
 def test_what_another_adaptation_left_is_not_gone_on_with(folders: tuple[Path, Path], tmp_path: Path) -> None:

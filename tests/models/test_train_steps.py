@@ -14,10 +14,10 @@ import pytest
 import torch
 from rich.console import Console
 
-from models.errands import fail, leave_a_note
+from models.errands import fail, find, give_up, leave_a_note
 from models.synthetic import FRAMES, HAMMER_EPISODES, synthetic_corpus
 from models.tiny import tiny_config, tiny_encoder
-from sarm2_client.errors import InvalidInput, ModelFailed
+from sarm2_client.errors import InvalidInput, ModelFailed, NotFound
 from sarm2_models.encoder import ImageTextEncoder
 from sarm2_models.train.calibrate import calibrate, predict
 from sarm2_models.train.corpus import Corpus
@@ -232,6 +232,18 @@ def test_jobs_run_side_by_side_and_a_failure_names_its_reason_and_log(tmp_path: 
     assert [(tmp_path / f"{n}.txt").read_text() for n in range(2)] == ["done", "done"]
     with pytest.raises(ModelFailed, match=r"no luck with x\.txt.*bad\.log.*--resume"):
         run_jobs([Job("bad", fail, (tmp_path / "x.txt",), tmp_path / "logs")], at_once=1, console=console)
+
+
+def test_an_error_for_users_comes_out_of_a_job_as_it_was(tmp_path: Path) -> None:
+    console, logs, place = Console(quiet=True), tmp_path / "logs", tmp_path / "x.txt"
+    with pytest.raises(NotFound) as found:
+        run_jobs([Job("a job", find, (place,), logs)], at_once=1, console=console)
+    assert (found.value.message, found.value.field) == ("there is no x.txt [yet]", "place")
+    assert "NotFound" in (logs / "a_job.log").read_text(), "where it was raised can still be read"
+    with pytest.raises(
+        ModelFailed, match="exit code 3: it left no message"
+    ):  # what an earlier start raised is not told again
+        run_jobs([Job("a job", give_up, (place,), logs)], at_once=1, console=console)
 
 
 def test_a_job_ends_with_a_parent_that_is_killed(tmp_path: Path) -> None:

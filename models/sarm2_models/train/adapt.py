@@ -46,6 +46,8 @@ from sarm2_rollouts.run_record import RunRecord
 Labels: TypeAlias = Literal["exact", "marks"]
 
 HELD_OUT = 4
+PARTS = ("rollouts", "training")
+"""The two datasets, in the order in which they are read."""
 METRICS = (
     "demo_mse",
     "rollout_mse",
@@ -115,7 +117,8 @@ def adapt(
         rollouts, training: labelled LeRobot datasets: of the policy's rollouts, and of the kind of episodes
             that RM1 was trained on.
         out: RM2's bundle; a report lies in its `report/adaptation.json`.
-        rollout_count: learn from the first so many rollouts alone, for curves; by default from all.
+        rollout_count: learn from the first so many rollouts alone, for curves; by default from all that are
+            not held out.
         labels: how rollouts are labelled for RM2: by their own true progress, or as a person would mark them
             (`rollout_marks`), which is coarser and names no primitives: the stage estimator then stays as it
             is. What measures is the truth either way.
@@ -123,7 +126,7 @@ def adapt(
 
     Returns the report: both models on held-out rollouts and training episodes.
 
-    Raises InvalidInput for datasets without labels, or with too few episodes, and as `check_out` does.
+    Raises InvalidInput for datasets without labels or with too few episodes, and as `check_out` does.
     """
     check_out(out, bundle)
     model = load_bundle(bundle)
@@ -160,11 +163,7 @@ def adapt_curve(
     work = _work(out, model, [rollouts, training], Options(None, labels, plan, seed))
     parts = _parts(model, rollouts, training, work, tick)
     most = _split(parts, None)[0][0].corpus.episodes
-    if max(counts) > most:
-        raise InvalidInput(
-            f"counts: {max(counts)} rollouts to learn from, and {most} are there besides those held out",
-            field="counts",
-        )
+    _check_count(max(counts), most, "counts")
     curve: dict[str, Any] = {}
     for count in sorted(counts):
         options = Options(count, labels, plan, seed)
@@ -218,8 +217,8 @@ def _work(out: Path, model: RewardModel, roots: Sequence[Path], options: Options
 def _parts(model: RewardModel, rollouts: Path, training: Path, work: Path, tick: Tick) -> list[Part]:
     tasks = _tasks([rollouts, training])
     return [
-        _part(model, rollouts, work / "rollouts", tasks, tick),
-        _part(model, training, work / "training", tasks, tick),
+        _part(model, root, work / name, tasks, tick)
+        for name, root in zip(PARTS, (rollouts, training), strict=True)
     ]
 
 
@@ -316,16 +315,27 @@ def _split(parts: Sequence[Part], rollout_count: int | None) -> tuple[list[Part]
         held_N, turn_N = _held_out(part.corpus.kind_N)
         if held_N.sum() < 2:
             raise InvalidInput(
-                f"adaptation needs at least {2 * HELD_OUT} rollouts and as many episodes of the training "
-                f"kind, got {len(held_N)}"
+                f"{PARTS[place]}: adaptation needs at least {2 * HELD_OUT} rollouts and as many episodes of "
+                f"the training kind, got {len(held_N)} here; record more",
+                field=PARTS[place],
             )
         learn_N = ~held_N
         if place == 0 and rollout_count is not None:
+            _check_count(rollout_count, int(learn_N.sum()), "count")
             learn_N &= np.cumsum(learn_N) <= rollout_count
         learned.append(part.only(learn_N))
         calibrated.append(part.only(held_N & turn_N))
         measured.append(part.only(held_N & ~turn_N))
     return learned, calibrated, measured
+
+
+def _check_count(count: int, most: int, field: str) -> None:
+    if count > most:
+        raise InvalidInput(
+            f"{field}: {count} rollouts to learn from, and {most} are there besides those held out; ask for "
+            f"{most} at most, or record more",
+            field=field,
+        )
 
 
 def _held_out(kind_N: IntArray) -> tuple[BoolArray, BoolArray]:

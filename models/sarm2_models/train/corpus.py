@@ -150,6 +150,7 @@ def index_dataset(
     sizes: list[npt.NDArray[np.int64]] = []
     with (folder / "pictures.bin").open("wb") as blob:
         for number, episode in enumerate(dataset):
+            _check(episode, f"episode {number} of {root}", tasks)
             rows.append(_row(episode, vocabulary, tasks))
             instructions[str(episode.task_name)] = episode.task
             files = [episode.images[camera][t] for t in range(len(episode)) for camera in dataset.cameras]
@@ -190,16 +191,31 @@ def load_corpus(folder: Path) -> Corpus:
     return Corpus(fps=float(meta["fps"]), pictures=cast(npt.NDArray[np.uint8], pictures), **named, **columns)
 
 
-def _row(episode: Episode, vocabulary: Vocabulary, tasks: Sequence[str]) -> dict[str, Any]:
-    if episode.progress_T is None or episode.segments is None or episode.simulator_TK is None:
+def _check(episode: Episode, where: str, tasks: Sequence[str]) -> None:
+    labels = {
+        "progress": episode.progress_T,
+        "primitives": episode.segments,
+        "simulator state": episode.simulator_TK,
+    }
+    missing = [name for name, values in labels.items() if values is None]
+    if missing:
         raise InvalidInput(
-            "training needs episodes with progress, primitives and simulator state; record them"
+            f"training needs episodes with {', '.join(labels)}; {where} has no {' and no '.join(missing)}: "
+            "make such episodes with `sarm2 record`",
+            field=missing[0],
         )
     if episode.task_name is None or episode.task_name not in tasks or episode.kind not in KINDS:
         raise InvalidInput(
-            f"expected episodes of {', '.join(tasks)}, got {episode.task_name!r} ({episode.kind}); "
-            "use another output folder for other tasks"
+            f"expected episodes of {', '.join(tasks)}, got {episode.task_name!r} ({episode.kind}) in "
+            f"{where}; use another output folder for other tasks",
+            field="task",
         )
+
+
+def _row(episode: Episode, vocabulary: Vocabulary, tasks: Sequence[str]) -> dict[str, Any]:
+    assert episode.progress_T is not None
+    assert episode.simulator_TK is not None
+    assert episode.task_name is not None
     action_TA = np.zeros((len(episode), 0)) if episode.action_TA is None else episode.action_TA
     return {
         "state_TS": episode.state_TS.astype(np.float32),

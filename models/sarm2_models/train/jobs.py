@@ -31,7 +31,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from sarm2_client.errors import ModelFailed
+from sarm2_client.errors import BY_CODE, ModelFailed, Sarm2Error
 from sarm2_rollouts.with_parent import end_with_parent, ending_with_me
 
 MALLOC = {
@@ -91,7 +91,8 @@ def run_jobs(jobs: Sequence[Job], *, at_once: int, console: Console) -> None:
     """Run the jobs in order, `at_once` at a time, with a bar each. Children end with the parent,
     even with one that is killed.
 
-    Raises ModelFailed with the tail of its log for the first job that fails; the others are stopped.
+    The first job that fails stops the others. Raises what it raised, where that is a Sarm2Error; otherwise
+    ModelFailed with the tail of its log.
     """
     waiting = list(jobs)
     running: dict[str, tuple[BaseProcess, Job, TaskID]] = {}
@@ -130,7 +131,8 @@ def bars(console: Console) -> Iterator[Progress]:
 
 def _start(job: Job) -> BaseProcess:
     job.folder.mkdir(parents=True, exist_ok=True)
-    _progress_path(job).unlink(missing_ok=True)
+    for left_before in (_progress_path(job), _error_path(job), _log_path(job)):
+        left_before.unlink(missing_ok=True)
     before = dict(os.environ)
     os.environ.update(
         ending_with_me(), **MALLOC, OMP_NUM_THREADS=str(job.threads), TOKENIZERS_PARALLELISM="false"
@@ -153,14 +155,26 @@ def _run(job: Job) -> None:
         torch.set_num_threads(job.threads)
         with sdpa_kernel(SDPBackend.MATH):
             job.call(Ticker(_progress_path(job)), *job.arguments)
-    except BaseException:
+    except BaseException as error:
         _log_path(job).write_text(traceback.format_exc())
+        if isinstance(error, Sarm2Error):
+            _keep_error(job, error)
         raise SystemExit(1) from None
+
+
+def _keep_error(job: Job, error: Sarm2Error) -> None:
+    kept = {"code": error.code, "message": error.message, "field": error.field}
+    fresh = _error_path(job).with_suffix(".new")
+    fresh.write_text(json.dumps(kept))
+    fresh.replace(_error_path(job))
 
 
 def _check(process: BaseProcess, job: Job) -> None:
     process.join()
     if process.exitcode != 0:
+        if _error_path(job).exists():
+            kept = json.loads(_error_path(job).read_text())
+            raise BY_CODE.get(kept["code"], Sarm2Error)(kept["message"], field=kept["field"])
         log = _log_path(job)
         reason = log.read_text().strip().splitlines()[-1:] if log.exists() else ["it left no message"]
         raise ModelFailed(
@@ -179,6 +193,10 @@ def _show(progress: Progress, bar: TaskID, job: Job) -> None:
 
 def _progress_path(job: Job) -> Path:
     return job.folder / f"{job.name.replace(' ', '_')}.progress.json"
+
+
+def _error_path(job: Job) -> Path:
+    return job.folder / f"{job.name.replace(' ', '_')}.error.json"
 
 
 def _log_path(job: Job) -> Path:
