@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from prometheus_client import CollectorRegistry, Gauge, start_http_server
 
+from sarm2_client.errors import InvalidInput
 from sarm2_spiral.report import Collected
 from sarm2_spiral.wilson import Rate
 
@@ -40,8 +41,18 @@ class LoopMetrics:
         )
 
     def serve(self, port: int, host: str) -> None:
-        """Answer scrapes of `/metrics` on a port until the process ends. Raises OSError where it is taken."""
-        start_http_server(port, addr=host, registry=self.registry)
+        """Answer scrapes of `/metrics` on a port until the process ends.
+
+        Raises InvalidInput for an address that cannot be had.
+        """
+        try:
+            start_http_server(port, addr=host, registry=self.registry)
+        except OSError as error:
+            raise InvalidInput(
+                f"--metrics-port {port}: cannot listen on {host}:{port}: {error.strerror}; choose another "
+                "port, or another --metrics-host",
+                field="metrics_port",
+            ) from None
 
     def judged(self, policy: str, rate: Rate) -> None:
         """A policy was evaluated."""

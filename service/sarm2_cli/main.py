@@ -6,6 +6,7 @@ import sys
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 
 from sarm2_cli.adapt import adapt
 from sarm2_cli.benchmark import benchmark
@@ -41,10 +42,25 @@ def main() -> None:
     try:
         app()
     except Sarm2Error as error:
-        Console(stderr=True).print(f"[red]error[/red] ({error.code}): {error.message}", highlight=False)
+        tell(error.code, error.message)
+        sys.exit(2)
+    except OSError as error:  # a full disk, a file that may not be read: the machine's word says enough
+        tell("system", what_failed(error))
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)
+
+
+def tell(code: str, message: str) -> None:
+    """One line for people, on stderr."""
+    Console(stderr=True).print(f"[red]error[/red] ({code}): {escape(message)}", highlight=False)
+
+
+def what_failed(error: OSError) -> str:
+    """The path, where the error has one, what is wrong with it, and what to do."""
+    paths = [str(path) for path in (error.filename, error.filename2) if path is not None]
+    what = error.strerror or str(error) or type(error).__name__
+    return f"{' -> '.join(paths)}{': ' if paths else ''}{what}; mend that and try again"
 
 
 if __name__ == "__main__":

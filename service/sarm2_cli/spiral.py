@@ -148,10 +148,12 @@ def run(
     folder = planned(
         out, task, policy, counts, reward, updater, preset, seed, adapt=adapt, given=given, own=server is None
     )
+    metrics = None
+    if metrics_port is not None:  # before anything starts, so that a taken port is told at once
+        metrics = LoopMetrics(folder.task)
+        metrics.serve(metrics_port, metrics_host)
     with reaching(folder, server, bundle, workers, ray) as loop:
-        if metrics_port is not None:
-            loop.metrics = LoopMetrics(folder.task)
-            loop.metrics.serve(metrics_port, metrics_host)
+        loop.metrics = metrics
         typer.echo(f"report: {loop.start(resume=resume)}")
 
 
@@ -408,12 +410,13 @@ def collector(workers: int, ray: str | None) -> Collector:
 def keep_models(folder: SpiralFolder, bundle: Path | None) -> None:
     """The run's own copies of its reward model: the first one, and the one that is served and may change.
 
-    Raises Conflict for a bundle that is not the one that the run was begun with.
+    Raises Conflict for a bundle that is not the one that the run was begun with, and NotFound or InvalidInput
+    for a folder that is no whole bundle: before anything of it is copied.
     """
-    from sarm2_models.checkpoint import default_bundle
+    from sarm2_models.checkpoint import default_bundle, read_manifest, verify_files
 
     if bundle is not None and folder.first_model.exists():
-        before, now = ((place / "manifest.json").read_bytes() for place in (folder.first_model, bundle))
+        before, now = (read_manifest(place) for place in (folder.first_model, bundle))
         if before != now:
             raise Conflict(f"the run in {folder.root} was begun with another bundle; leave --bundle out")
     for place, source in (
@@ -421,6 +424,7 @@ def keep_models(folder: SpiralFolder, bundle: Path | None) -> None:
         (folder.reward_model, folder.first_model),
     ):
         if not place.exists():
+            verify_files(source, read_manifest(source))
             fresh = place.with_name(f".{place.name}.new")
             shutil.rmtree(fresh, ignore_errors=True)
             shutil.copytree(source, fresh)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import shutil
 import socket
 import subprocess
 import sys
@@ -15,10 +17,11 @@ import typer
 from typer.testing import CliRunner
 
 from sarm2_cli.evaluate import known_tasks
-from sarm2_cli.main import app
+from sarm2_cli.main import app, main
 from sarm2_cli.record import one_of
-from sarm2_cli.spiral import planned
-from sarm2_client.errors import InvalidInput
+from sarm2_cli.spiral import keep_models, planned
+from sarm2_client.errors import Conflict, InvalidInput, NotFound
+from sarm2_models.checkpoint import default_bundle, read_manifest
 from sarm2_rollouts.tasks import TASKS
 from sarm2_spiral.config import QUICK
 
@@ -136,6 +139,72 @@ def test_spiral_says_what_is_wrong_and_leaves_nothing_behind(
     assert answer.returncode == 2, answer.stderr
     assert told in " ".join(answer.stderr.split())
     assert not (tmp_path / "out").exists()
+
+
+def test_a_metrics_port_that_is_taken_is_told_before_anything_starts(tmp_path: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        options = ["--quick", "--metrics-port", str(port), "--out", str(tmp_path / "out")]
+        error = CliRunner().invoke(app, ["spiral", "run", *options]).exception
+    assert isinstance(error, InvalidInput)
+    assert error.field == "metrics_port"
+    assert f"127.0.0.1:{port}: Address already in use; choose another port" in error.message
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_run_copies_no_folder_that_is_no_bundle(bundle: Path, tmp_path: Path) -> None:
+    folder = planned(tmp_path / "out", "hammer", "state", {}, "true", "residual", "quick", 0, adapt=False)
+    torn = tmp_path / "torn"
+    shutil.copytree(bundle, torn)
+    (torn / "heads.safetensors").write_bytes(b"torn")
+    (tmp_path / "empty").mkdir()
+    wrong = ((tmp_path / "no", NotFound), (tmp_path / "empty", NotFound), (torn, InvalidInput))
+    for source, kind in wrong:
+        with pytest.raises(kind) as refused:
+            keep_models(folder, source)
+        assert refused.value.field == "bundle"
+        assert str(source) in refused.value.message
+    assert not folder.root.exists()
+    keep_models(folder, bundle)
+    assert read_manifest(folder.first_model) == read_manifest(folder.reward_model) == read_manifest(bundle)
+    keep_models(folder, bundle)
+    with pytest.raises(NotFound, match="no bundle at"):
+        keep_models(folder, tmp_path / "no")
+    with pytest.raises(Conflict, match="begun with another bundle"):
+        keep_models(folder, default_bundle())
+
+
+def test_an_error_of_the_machine_is_one_line_with_its_path(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    answer = run("adapt", "r", "--training", "t", "--out", str(tmp_path / "file" / "rm2"))
+    assert answer.returncode == 2
+    assert "Traceback" not in answer.stderr
+    said = "".join(answer.stderr.split())  # a long path is broken anywhere
+    assert f"error(system):{tmp_path}/file/.rm2.adapting:Notadirectory;mendthat" in said
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), "No space left on device; mend"),
+        (PermissionError(errno.EACCES, "Permission denied", "/a/[b]"), "/a/[b]: Permission denied; mend"),
+        (OSError(errno.EXDEV, "Not here", "/a", None, "/b"), "/a -> /b: Not here; mend"),
+        (OSError("no model of that name"), "no model of that name; mend"),
+    ],
+)
+def test_errors_of_the_machine_end_with_code_2(
+    error: OSError, told: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full() -> None:
+        raise error
+
+    monkeypatch.setattr("sarm2_cli.main.app", full)
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 2
+    assert f"error (system): {told}" in capsys.readouterr().err
 
 
 def test_episodes_on_ray_ask_for_ray(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
