@@ -64,7 +64,8 @@ class UpdateConfig:
             carried out at deployment.
         smoothing, smoothing_clip: noise on the target's action (TD3), in units of `scale` (TD3's are those of
             the largest action, and the largest correction is what is learned here).
-        updates: a round. critic_only: how many of them, at the start of a round, leave the actor alone.
+        updates: a round; those of one that was rolled back are made up for.
+        critic_only: how many of them, at the start of a round, leave the actor alone.
     """
 
     executed: int = 4
@@ -84,8 +85,8 @@ class UpdateConfig:
     latents: int = 4
     smoothing: float = 0.2
     smoothing_clip: float = 0.5
-    updates: int = 3000
-    critic_only: int = 500
+    updates: int = 6000
+    critic_only: int = 1000
 
     def __post_init__(self) -> None:
         for name in ("executed", "returns", "critics", "latents", "updates", "batch"):

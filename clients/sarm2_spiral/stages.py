@@ -249,9 +249,10 @@ def update(run: SpiralFolder, number: int, base: Base, data: Sequence[Data], tic
     learner = Learner(data[0].features[0].shape[1], len(ACTION_NAMES), config)
     learner.standardise.fit(torch.from_numpy(np.concatenate(data[0].features)))
     training = ResidualUpdate(learner, config, run.seed, checkpoint)
-    begin = len(deployed) * config.updates
+    # What a rolled back round had learned is made up for: after round K there were K rounds of updates.
+    begin = max(deployed, default=0) * config.updates
     replay = make_replay(run, base, learner, data)
-    training.run(replay, begin + config.updates, begin + config.critic_only, tick)
+    training.run(replay, number * config.updates, begin + config.critic_only, tick)
     save_weights(run.learner(number), learner)
 
 

@@ -40,10 +40,6 @@ def steps_behind(run: SpiralRun, number: int) -> int:
     return int(load_file(run.run.round(number) / stages.CHECKPOINT)["step"])
 
 
-def finished_deployed(run: SpiralRun) -> int:
-    return int(stages.load_decision(run.run, 1).deployed)
-
-
 def weights(root: Path) -> dict[str, bytes]:
     paths = [*root.glob("policies/*.safetensors"), *root.glob("rounds/*/learner.safetensors")]
     return {str(path.relative_to(root)): path.read_bytes() for path in paths}
@@ -158,9 +154,14 @@ def test_a_candidate_that_does_worse_is_kept_and_not_deployed(finished: SpiralRu
     assert run.deployed(2).learner is None
     assert run.run.learner(1).exists()
     assert "report" in finished_stages(run.run.root)
-    # And it leaves nothing behind: the next one begins afresh, where one that was deployed is gone on with.
-    assert steps_behind(run, 2) == SMALL.update.updates
-    assert steps_behind(finished, 2) == (1 + finished_deployed(finished)) * SMALL.update.updates
+    # And it leaves nothing behind: the next one begins afresh, and makes up for its updates.
+    assert steps_behind(run, 2) == steps_behind(finished, 2) == 2 * SMALL.update.updates
+    second = run.run.learner(2).read_bytes()
+    for folder in (run.run.round(1), run.run.round(2)):
+        for path in folder.glob("learner*"):
+            path.unlink()
+    run._update(2)
+    assert run.run.learner(2).read_bytes() == second
 
 
 @pytest.mark.parametrize("reward", ["true", "uniform"])
