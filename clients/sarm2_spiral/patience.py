@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable
 from typing import TypeVar
@@ -16,17 +17,21 @@ LONGEST_PAUSE_S = 30.0
 Thing = TypeVar("Thing")
 
 
+def _on_stderr(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)  # a worker process has no console
+
+
 def patiently(
     work: Callable[[], Thing],
     *,
     outage_s: float = OUTAGE_S,
-    tell: Callable[[str], None] = lambda text: None,
+    tell: Callable[[str], None] = _on_stderr,
 ) -> Thing:
     """Do some work that needs the service, again and again while the service is away.
 
     Args:
         work: may be done several times; what it did before the service went must not count.
-        tell: told once when the waiting begins.
+        tell: told once when the waiting begins; by default stderr, which worker processes share with people.
 
     Raises what the work raised last, once the service has been away for `outage_s` seconds.
     """

@@ -32,13 +32,16 @@ def test_work_is_done_again_once_the_service_is_back(naps: list[float]) -> None:
     assert len(told) == 1
 
 
-def test_a_service_that_stays_away_ends_the_waiting(naps: list[float]) -> None:
+def test_a_service_that_stays_away_ends_the_waiting(
+    naps: list[float], capsys: pytest.CaptureFixture[str]
+) -> None:
     def work() -> None:
         raise ConnectionLost("gone")
 
     with pytest.raises(ConnectionLost, match="gone"):
         patiently(work, outage_s=100.0)
     assert 100 <= sum(naps) <= 160
+    assert capsys.readouterr().err == "the service is away (gone); waiting for it, at most 100 s\n"
 
 
 def test_other_errors_are_not_waited_for(naps: list[float]) -> None:
