@@ -2,9 +2,11 @@
 
 The simulator's defaults (4096² shadow map, mirrored table, 4x multisampling) cost 110 ms a picture. With
 shadow, mirror and multisampling off a picture costs 5 to 8 ms on one core. Small things are 3 to 5 pixels
-wide, so pictures are drawn at twice the size and averaged 2 x 2: that costs 1.2 to 1.45 times as much.
+wide, so pictures are drawn at twice the size and averaged 2 x 2: that costs 1.2 to 1.45 times as much. What
+costs most are the arm's 67 thousand triangles, wherever they are: leaving out parts that a camera cannot see
+saves a quarter.
 
-Shapes: N points; pictures are (size, size, 3) uint8 RGB.
+Shapes: N points, G meshes; pictures are (size, size, 3) uint8 RGB.
 """
 
 from __future__ import annotations
@@ -19,6 +21,9 @@ import numpy.typing as npt
 from .views import View
 
 SUPERSAMPLE = 2
+
+SLACK = 1e-3
+"""Metres by which a mesh has to lie outside of a picture."""
 
 
 def prepare_display() -> None:
@@ -51,18 +56,59 @@ class ViewRenderer:
         self._cameras = {name: _mujoco_camera(view) for name, view in views.items()}
         self._size = size
         self._supersample = supersample
+        self._boxes = _MeshBoxes(model)
 
     def render(self, data: Any) -> dict[str, npt.NDArray[np.uint8]]:
         """One uint8 (size, size, 3) RGB picture per view of the simulator's current state."""
         images = {}
         for name, camera in self._cameras.items():
             self._renderer.update_scene(data, camera)
+            self._boxes.leave_out(data, self._renderer.scene)
             images[name] = _shrink(self._renderer.render(), self._size, self._supersample)
         return images
 
     def close(self) -> None:
         """Free the GL context. A second call does nothing."""
         self._renderer.close()
+
+
+class _MeshBoxes:
+    """The boxes around a model's meshes, by which those outside of a picture are found."""
+
+    def __init__(self, model: Any) -> None:
+        import mujoco
+
+        self._nothing, self._geom = mujoco.mjtGeom.mjGEOM_NONE, int(mujoco.mjtObj.mjOBJ_GEOM)
+        self._index_G = np.flatnonzero(model.geom_type == mujoco.mjtGeom.mjGEOM_MESH)
+        centre_G3, half_G3 = np.split(model.geom_aabb[self._index_G], 2, axis=1)
+        signs_83 = np.array([[x, y, z] for x in (-1, 1) for y in (-1, 1) for z in (-1, 1)])
+        self._corner_G83 = centre_G3[:, None] + signs_83 * half_G3[:, None]
+
+    def leave_out(self, data: Any, scene: Any) -> None:
+        """Take out of a square picture's scene what lies outside of it; the picture stays the same. The next
+        `update_scene` brings everything back."""
+        unseen = set(self._index_G[self._outside_G(data, scene)].tolist())
+        for place in range(scene.ngeom):
+            geom = scene.geoms[place]
+            if geom.objtype == self._geom and geom.objid in unseen:
+                geom.type = self._nothing
+
+    def _outside_G(self, data: Any, scene: Any) -> npt.NDArray[np.bool_]:
+        """Whether all corners lie beyond one same side of what the camera sees."""
+        left, right = scene.camera[0], scene.camera[1]  # of a stereo pair; a picture is taken from between
+        forward, up = np.asarray(left.forward), np.asarray(left.up)
+        turn_G33 = data.geom_xmat[self._index_G].reshape(-1, 3, 3)
+        corner_G83 = self._corner_G83 @ turn_G33.transpose(0, 2, 1) + data.geom_xpos[self._index_G][:, None]
+        offset_G83 = corner_G83 - (np.asarray(left.pos) + np.asarray(right.pos)) / 2
+        depth_G8 = offset_G83 @ forward
+        reach_G8 = depth_G8 * left.frustum_top / left.frustum_near + SLACK
+        across_G8, high_G8 = offset_G83 @ np.cross(forward, up), offset_G83 @ up
+        beyond = (
+            depth_G8 < -SLACK,
+            *(side > reach_G8 for side in (across_G8, -across_G8, high_G8, -high_G8)),
+        )
+        outside_G: npt.NDArray[np.bool_] = np.any([each_G8.all(axis=1) for each_G8 in beyond], axis=0)
+        return outside_G
 
 
 def project(model: Any, data: Any, view: View, points_N3: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
