@@ -97,17 +97,22 @@ class _Workers:
 
     def take(self) -> Episode:
         """The next episode; a worker that hangs is killed."""
+        broken: BrokenProcessPool | None = None
         for _ in range(1 + RETRIES):
+            if broken is not None:
+                self._begin_again()
             _, future = self._pending[0]
+            if future is None:
+                broken = BrokenProcessPool("it broke before the episode was begun")
+                continue
             try:
-                if future is not None:
-                    episode = future.result(EPISODE_TIMEOUT_S)
-                    self._pending.popleft()
-                    return episode
-            except BrokenProcessPool:
-                pass
+                episode = future.result(EPISODE_TIMEOUT_S)
+                self._pending.popleft()
+                return episode
+            except BrokenProcessPool as error:
+                broken = error
             except TimeoutError as error:
-                if future is None or future.done():  # the maker's own
+                if future.done():  # the maker's own
                     raise
                 for process in list(self._pool._processes.values()):
                     process.kill()
@@ -115,11 +120,10 @@ class _Workers:
                     f"waited {EPISODE_TIMEOUT_S:.0f} s for an episode; start again, what is finished is kept",
                     field="episode",
                 ) from error
-            self._begin_again()
         raise ModelFailed(
             f"simulator processes died {1 + RETRIES} times over one episode (short of memory?); start again, "
             "what was finished is kept"
-        )
+        ) from broken
 
     def end(self) -> None:
         """Stop the workers."""

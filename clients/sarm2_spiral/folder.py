@@ -115,7 +115,8 @@ class SpiralFolder:
 
     @property
     def adaptation(self) -> Path:
-        """What the adaptation made of the reward model's errors; absent where there was none."""
+        """What the adaptation made of the reward model's errors. A model that this run did not adapt may have
+        brought one of its own."""
         return self.reward_model / "report" / "adaptation.json"
 
     @property

@@ -125,7 +125,7 @@ def write_report(run: SpiralFolder, seconds: dict[str, float], films: dict[str, 
         "success": {name: rate.as_json() for name, rate in steps.items()},
         "rounds": [part.as_json() | decision for part, decision in zip(parts, decisions, strict=True)],
     }
-    if run.adaptation.exists():
+    if run.first_model.exists() and run.adapted:
         content["adaptation"] = json.loads(run.adaptation.read_text())
     (run.report / "report.json").write_text(json.dumps(content, indent=1) + "\n")
     (run.report / "report.html").write_text(page(run, content, films))

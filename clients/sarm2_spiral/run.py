@@ -46,6 +46,13 @@ from sarm2_spiral.report import collected, write_report
 from sarm2_spiral.residual_update import Tick
 from sarm2_spiral.wilson import Rate
 
+ABSENT = {
+    "adapt": ": it needs rewards of a service that the run starts itself, so neither --server nor --no-adapt",
+    "bc": ": a given policy is not cloned",
+    "offline": ": a given policy is not cloned",
+}
+"""Why a run may be without a stage."""
+
 FILMS = 2
 """Scenes that the cloned and the improved policy are filmed in."""
 
@@ -99,8 +106,7 @@ class SpiralRun:
         plan = self.plan()
         if all(name.split()[0] not in kinds for name, _ in plan):
             raise Conflict(
-                f"{kinds[0]}: the run in {self.run.root} has no such stage; `adapt` needs rewards of a "
-                "service that the run starts itself (no --server), and policies that it clones itself"
+                f"{kinds[0]}: the run in {self.run.root} has no such stage{ABSENT.get(kinds[0], '')}"
             )
         done: list[str] = []
         for name, work in plan:

@@ -32,6 +32,7 @@ from sarm2_rollouts.relabel import forget_parts, relabel, scored_by
 from sarm2_rollouts.with_parent import ending_with_me
 from sarm2_spiral.checkpoint import save_weights
 from sarm2_spiral.cloning import clone
+from sarm2_spiral.config import UpdateConfig
 from sarm2_spiral.folder import SpiralFolder
 from sarm2_spiral.given_policy import GivenPolicy
 from sarm2_spiral.patience import patiently
@@ -146,10 +147,9 @@ def adapt_reward_model(run: SpiralFolder, console: Console) -> None:
     except subprocess.TimeoutExpired as error:
         raise WaitTimeout(f"waited {ADAPT_TIMEOUT_S:.0f} s for the adaptation", field="adapt") from error
     if done.returncode != 0:
-        raise ModelFailed(
-            f"the adaptation ended with {done.returncode}: {(done.stderr or '').strip()[-500:]}"
-        )
-    console.print(done.stdout, highlight=False)
+        reason = "its reason stands above" if errors is None else done.stderr.strip()[-500:]
+        raise ModelFailed(f"the adaptation ended with {done.returncode}: {reason}")
+    console.print(done.stdout, highlight=False, markup=False)
 
 
 def smoothing(run: SpiralFolder) -> float:
@@ -249,11 +249,18 @@ def update(run: SpiralFolder, number: int, base: Base, data: Sequence[Data], tic
     learner = Learner(data[0].features[0].shape[1], len(ACTION_NAMES), config)
     learner.standardise.fit(torch.from_numpy(np.concatenate(data[0].features)))
     training = ResidualUpdate(learner, config, run.seed, checkpoint)
-    # What a rolled back round had learned is made up for: after round K there were K rounds of updates.
-    begin = max(deployed, default=0) * config.updates
-    replay = make_replay(run, base, learner, data)
-    training.run(replay, number * config.updates, begin + config.critic_only, tick)
+    training.run(make_replay(run, base, learner, data), *steps_until(number, deployed, config), tick)
     save_weights(run.learner(number), learner)
+
+
+def steps_until(number: int, deployed: Sequence[int], config: UpdateConfig) -> tuple[int, int]:
+    """The steps at which a round's update ends, and up to which its critics learn alone.
+
+    It goes on from the last candidate that was deployed, and makes up for the updates of those that were not:
+    after round K there were K rounds of updates.
+    """
+    begin = max(deployed, default=0) * config.updates
+    return number * config.updates, begin + config.critic_only
 
 
 def make_replay(run: SpiralFolder, base: Base, learner: Learner, data: Sequence[Data]) -> Replay:

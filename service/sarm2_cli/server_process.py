@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import socket
 import subprocess
 import sys
@@ -23,6 +24,9 @@ RESTART_PAUSE_S = 2.0
 PROBE_TIMEOUT_S = 2.0
 PROBE_EVERY_S = 0.2
 INTERRUPT_CHECK_S = 0.5
+
+KILLED = (-signal.SIGKILL, -signal.SIGTERM)
+"""Ends that somebody else made; after any other it would end the same way again."""
 
 
 class ServerProcess:
@@ -96,11 +100,12 @@ class ServerProcess:
         deadline = time.monotonic() + READY_TIMEOUT_S
         while time.monotonic() < deadline:
             if process.poll() is not None:
-                if not self._restart or process.returncode > 0:
+                if not self._restart or process.returncode not in KILLED:
                     raise ConnectionLost(
                         f"the server ended with code {process.returncode}:\n{self.log_tail()}"
                     )
-                self._process = process = self._begin()  # a signal ended it: it has not failed
+                time.sleep(RESTART_PAUSE_S)
+                self._process = process = self._begin()
             try:
                 with urlopen(self.url + "readyz", timeout=PROBE_TIMEOUT_S):  # noqa: S310  # always http on loopback
                     return process

@@ -61,7 +61,7 @@ def test_controls_begin_alike_are_reported_and_never_done_twice(tmp_path: Path) 
     assert list(found["cells"]) == ["hammer/state/linear", "hammer/state/true"]
     assert found["cells"]["hammer/state/true"]["success"]["round1"]["n"] == config.loop.evaluation
     assert found["bars"] == {}
-    one = replace(comparison, chosen=chosen[:1])
+    one = replace(comparison, chosen=chosen[:1], seeds=(3, 9))
     assert (one.write() / "spiral.json").read_text() == (report / "spiral.json").read_text(), (
         "the report is of every finished run"
     )

@@ -154,7 +154,7 @@ def test_a_candidate_that_does_worse_is_kept_and_not_deployed(finished: SpiralRu
     assert run.deployed(2).learner is None
     assert run.run.learner(1).exists()
     assert "report" in finished_stages(run.run.root)
-    # And it leaves nothing behind: the next one begins afresh, and makes up for its updates.
+    # Its weights are left behind: the next one begins afresh, and makes up for its updates.
     assert steps_behind(run, 2) == steps_behind(finished, 2) == 2 * SMALL.update.updates
     second = run.run.learner(2).read_bytes()
     for folder in (run.run.round(1), run.run.round(2)):
@@ -162,6 +162,24 @@ def test_a_candidate_that_does_worse_is_kept_and_not_deployed(finished: SpiralRu
             path.unlink()
     run._update(2)
     assert run.run.learner(2).read_bytes() == second
+
+
+@pytest.mark.parametrize(
+    ("number", "deployed", "until", "alone"),
+    [
+        (1, [], 100, 10),
+        (2, [1], 200, 110),
+        (2, [], 200, 10),
+        (3, [1], 300, 110),
+        (3, [2], 300, 210),
+        (3, [], 300, 10),
+    ],
+)
+def test_an_update_goes_on_from_the_last_that_was_deployed_and_makes_up_for_the_others(
+    number: int, deployed: list[int], until: int, alone: int
+) -> None:
+    config = replace(SMALL.update, updates=100, critic_only=10)
+    assert stages.steps_until(number, deployed, config) == (until, alone)
 
 
 @pytest.mark.parametrize("reward", ["true", "uniform"])

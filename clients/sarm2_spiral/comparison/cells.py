@@ -56,7 +56,7 @@ MAIN: tuple[tuple[str, PolicyKind], ...] = (
 """What the bars are about."""
 
 SEEDS = (0, 4, 5)
-"""Of training. Those between are left out: counts were tuned on scenes of theirs."""
+"""Of training. 1 to 3 are left out: counts were tuned on scenes of theirs."""
 
 CONTROLLED: tuple[tuple[str, PolicyKind], ...] = (("hammer", "state"), ("pick-place", "state"))
 """What every control is run on."""

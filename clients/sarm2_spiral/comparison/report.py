@@ -77,14 +77,15 @@ class Outcome:
 
 def write_comparison(root: Path, cells: Iterable[Cell], seeds: Sequence[int], config: SpiralConfig) -> Path:
     """Write the report of all runs that are finished, to `root`/report, which is returned."""
-    outcomes = {}
+    outcomes, finished = {}, set()
     for cell in cells:
-        done = [f for s in seeds if (f := cell.folder(root, s, config)) and is_finished(f)]
+        done = [s for s in seeds if is_finished(cell.folder(root, s, config))]
         if done:
-            outcomes[cell] = outcome(done)
+            outcomes[cell] = outcome([cell.folder(root, s, config) for s in done])
+            finished |= {*done}
     held = bars(outcomes, _quick_minutes(root))
     content = {
-        "settings": {"seeds": list(seeds), "config": asdict(config)},
+        "settings": {"seeds": sorted(finished), "config": asdict(config)},
         "machine": {
             "processor": platform.machine(),
             "cores": os.cpu_count(),

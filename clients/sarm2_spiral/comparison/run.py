@@ -17,7 +17,7 @@ from typing import TypeAlias
 from rich.console import Console
 
 from sarm2_rollouts.run_record import RunRecord, finished_stages
-from sarm2_spiral.comparison.cells import Cell, cells
+from sarm2_spiral.comparison.cells import SEEDS, Cell, cells
 from sarm2_spiral.comparison.report import INHERITED, is_finished, write_comparison
 from sarm2_spiral.config import QUICK, SpiralConfig
 from sarm2_spiral.folder import SpiralFolder
@@ -73,7 +73,7 @@ class Comparison:
 
     def write(self) -> Path:
         """The report of every run that is finished so far, those that are not chosen too."""
-        return write_comparison(self.root, cells(), self.seeds, self.config)
+        return write_comparison(self.root, cells(), sorted({*SEEDS, *self.seeds}), self.config)
 
     def _fly(self, title: str, folder: SpiralFolder) -> None:
         record = RunRecord(folder.root, folder.settings(), "run of the comparison")

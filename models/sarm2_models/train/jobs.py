@@ -14,7 +14,7 @@ import os
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -156,9 +156,10 @@ def _run(job: Job) -> None:
         with sdpa_kernel(SDPBackend.MATH):
             job.call(Ticker(_progress_path(job)), *job.arguments)
     except BaseException as error:
-        _log_path(job).write_text(traceback.format_exc())
-        if isinstance(error, Sarm2Error):
-            _keep_error(job, error)
+        with suppress(OSError):  # a full disk may be why it failed
+            if isinstance(error, Sarm2Error):
+                _keep_error(job, error)
+            _log_path(job).write_text(traceback.format_exc())
         raise SystemExit(1) from None
 
 
@@ -176,7 +177,8 @@ def _check(process: BaseProcess, job: Job) -> None:
             kept = json.loads(_error_path(job).read_text())
             raise BY_CODE.get(kept["code"], Sarm2Error)(kept["message"], field=kept["field"])
         log = _log_path(job)
-        reason = log.read_text().strip().splitlines()[-1:] if log.exists() else ["it left no message"]
+        said = log.read_text().strip().splitlines()[-1:] if log.exists() else []
+        reason = said or ["it left no message"]
         raise ModelFailed(
             f"{job.name} ended with exit code {process.exitcode}: {' '.join(reason)}; the whole message is "
             f"in {log}. What was finished is kept: run the same command again, with --resume if it has that"
