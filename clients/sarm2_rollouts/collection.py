@@ -25,7 +25,7 @@ EPISODE_TIMEOUT_S = 1800.0
 longest outage of a service that a policy waits for included."""
 
 RETRIES = 3
-"""How often an episode is made again because workers died."""
+"""How often an episode is made again because its worker died, or the one beside it, or its node."""
 
 MakeEpisode: TypeAlias = Callable[[EpisodePlan], Episode]
 """Makes one episode, in a worker process and so picklable."""
@@ -84,7 +84,7 @@ class _Workers:
     def __init__(self, count: int, make: MakeEpisode) -> None:
         self._count, self._make = count, make
         self._pool = self._new()
-        self._pending: deque[tuple[EpisodePlan, Future[Episode] | None]] = deque()
+        self._pending: deque[tuple[EpisodePlan, Future[Episode]]] = deque()
 
     @property
     def waiting(self) -> int:
@@ -102,9 +102,6 @@ class _Workers:
             if broken is not None:
                 self._begin_again()
             _, future = self._pending[0]
-            if future is None:
-                broken = BrokenProcessPool("it broke before the episode was begun")
-                continue
             try:
                 episode = future.result(EPISODE_TIMEOUT_S)
                 self._pending.popleft()
@@ -138,11 +135,13 @@ class _Workers:
         for entry, future in pending:
             self._pending.append((entry, future if _is_over(future) else self._submit(entry)))
 
-    def _submit(self, entry: EpisodePlan) -> Future[Episode] | None:
+    def _submit(self, entry: EpisodePlan) -> Future[Episode]:
         try:
             return self._pool.submit(self._make, entry)
-        except BrokenProcessPool:  # `take` will notice
-            return None
+        except BrokenProcessPool as error:  # `take` will notice
+            lost: Future[Episode] = Future()
+            lost.set_exception(error)
+            return lost
 
     def _new(self) -> ProcessPoolExecutor:
         context = multiprocessing.get_context("spawn")
@@ -151,9 +150,9 @@ class _Workers:
         )
 
 
-def _is_over(future: Future[Episode] | None) -> bool:
+def _is_over(future: Future[Episode]) -> bool:
     """Whether a maker has returned or raised; one whose pool broke has done neither."""
-    if future is None or not future.done() or future.cancelled():
+    if not future.done() or future.cancelled():
         return False
     return not isinstance(future.exception(), BrokenProcessPool)
 

@@ -12,16 +12,13 @@ from typing import TYPE_CHECKING
 
 from sarm2_client.errors import ConnectionLost, InvalidInput, WaitTimeout
 
-from .collection import PENDING_PER_WORKER, MakeEpisode, make_planned, start_worker
+from .collection import PENDING_PER_WORKER, RETRIES, MakeEpisode, make_planned, start_worker
 from .episode import Episode
 from .metaworld_robot import EpisodePlan
 
 if TYPE_CHECKING:
     from ray import ObjectRef
     from ray.util.placement_group import PlacementGroup
-
-RETRIES = 3
-"""How often an episode is made again because its worker died: with its node, say."""
 
 CONNECT_S = 10.0
 """How long the head of a cluster may take to accept a connection."""

@@ -1,8 +1,8 @@
 """Which runs are compared, and with how many demonstrations each starts: fixed before any of them runs.
 
 Four tasks carry the bars. Each has a control without any reward (`uniform`: everything that was collected is
-cloned alike), and the state policies of two tasks have every other control too. Seeds below 100 are the
-comparison's: whatever is tuned is tuned on runs with seeds from 100 on, whose scenes are others.
+cloned alike), and the state policies of two tasks have every other control too. `SEEDS` are the comparison's
+alone: whatever is tuned is tuned on runs with seeds from 100 on, whose scenes are others.
 """
 
 from __future__ import annotations

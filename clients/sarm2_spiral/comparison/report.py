@@ -79,10 +79,10 @@ def write_comparison(root: Path, cells: Iterable[Cell], seeds: Sequence[int], co
     """Write the report of all runs that are finished, to `root`/report, which is returned."""
     outcomes, finished = {}, set()
     for cell in cells:
-        done = [s for s in seeds if is_finished(cell.folder(root, s, config))]
+        done = [f for s in seeds if is_finished(f := cell.folder(root, s, config))]
         if done:
-            outcomes[cell] = outcome([cell.folder(root, s, config) for s in done])
-            finished |= {*done}
+            outcomes[cell] = outcome(done)
+            finished |= {f.seed for f in done}
     held = bars(outcomes, _quick_minutes(root))
     content = {
         "settings": {"seeds": sorted(finished), "config": asdict(config)},

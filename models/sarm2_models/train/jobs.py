@@ -42,6 +42,9 @@ MALLOC = {
 POLL_S = 0.2
 STOP_WAIT_S = 5.0
 
+PROGRESS, ERROR, LOG = "progress.json", "error.json", "log"
+"""Endings of a job's files."""
+
 Thing = TypeVar("Thing")
 
 
@@ -131,8 +134,8 @@ def bars(console: Console) -> Iterator[Progress]:
 
 def _start(job: Job) -> BaseProcess:
     job.folder.mkdir(parents=True, exist_ok=True)
-    for left_before in (_progress_path(job), _error_path(job), _log_path(job)):
-        left_before.unlink(missing_ok=True)
+    for ending in (PROGRESS, ERROR, LOG):
+        _path(job, ending).unlink(missing_ok=True)
     before = dict(os.environ)
     os.environ.update(
         ending_with_me(), **MALLOC, OMP_NUM_THREADS=str(job.threads), TOKENIZERS_PARALLELISM="false"
@@ -154,29 +157,29 @@ def _run(job: Job) -> None:
 
         torch.set_num_threads(job.threads)
         with sdpa_kernel(SDPBackend.MATH):
-            job.call(Ticker(_progress_path(job)), *job.arguments)
+            job.call(Ticker(_path(job, PROGRESS)), *job.arguments)
     except BaseException as error:
         with suppress(OSError):  # a full disk may be why it failed
             if isinstance(error, Sarm2Error):
                 _keep_error(job, error)
-            _log_path(job).write_text(traceback.format_exc())
+            _path(job, LOG).write_text(traceback.format_exc())
         raise SystemExit(1) from None
 
 
 def _keep_error(job: Job, error: Sarm2Error) -> None:
     kept = {"code": error.code, "message": error.message, "field": error.field}
-    fresh = _error_path(job).with_suffix(".new")
+    fresh = _path(job, ERROR).with_suffix(".new")
     fresh.write_text(json.dumps(kept))
-    fresh.replace(_error_path(job))
+    fresh.replace(_path(job, ERROR))
 
 
 def _check(process: BaseProcess, job: Job) -> None:
     process.join()
     if process.exitcode != 0:
-        if _error_path(job).exists():
-            kept = json.loads(_error_path(job).read_text())
+        if _path(job, ERROR).exists():
+            kept = json.loads(_path(job, ERROR).read_text())
             raise BY_CODE.get(kept["code"], Sarm2Error)(kept["message"], field=kept["field"])
-        log = _log_path(job)
+        log = _path(job, LOG)
         said = log.read_text().strip().splitlines()[-1:] if log.exists() else []
         reason = said or ["it left no message"]
         raise ModelFailed(
@@ -187,19 +190,11 @@ def _check(process: BaseProcess, job: Job) -> None:
 
 def _show(progress: Progress, bar: TaskID, job: Job) -> None:
     try:
-        state = json.loads(_progress_path(job).read_text())
+        state = json.loads(_path(job, PROGRESS).read_text())
     except FileNotFoundError:
         return
     progress.update(bar, completed=state["done"], total=state["total"], note=state["note"])
 
 
-def _progress_path(job: Job) -> Path:
-    return job.folder / f"{job.name.replace(' ', '_')}.progress.json"
-
-
-def _error_path(job: Job) -> Path:
-    return job.folder / f"{job.name.replace(' ', '_')}.error.json"
-
-
-def _log_path(job: Job) -> Path:
-    return job.folder / f"{job.name.replace(' ', '_')}.log"
+def _path(job: Job, ending: str) -> Path:
+    return job.folder / f"{job.name.replace(' ', '_')}.{ending}"
