@@ -134,7 +134,7 @@ def write_report(run: SpiralFolder, seconds: dict[str, float], films: dict[str, 
 
 def draw_success(steps: dict[str, Rate], path: Path) -> None:
     """A bar a policy, with Wilson's interval."""
-    figure, axes = _axes(6.5, 3.4)
+    figure, (axes,) = blank_axes(6.5, 3.4)
     places = np.arange(len(steps))
     values = [rate.value for rate in steps.values()]
     below = [rate.value - rate.low for rate in steps.values()]
@@ -151,21 +151,21 @@ def draw_success(steps: dict[str, Rate], path: Path) -> None:
 
 def draw_curves(parts: Sequence[Collected], path: Path) -> None:
     """Progress over time of every rollout of a round: green where the simulator says success."""
-    figure, axes = _axes(3.2 * len(parts) + 0.8, 3.0, len(parts))
-    for place, part in zip(np.atleast_1d(axes), parts, strict=True):
+    figure, axes = blank_axes(3.2 * len(parts) + 0.8, 3.0, len(parts))
+    for place, part in zip(axes, parts, strict=True):
         for curve_T, success in zip(part.curves, part.successes, strict=True):
             place.plot(curve_T, color=GREEN if success else RED, alpha=0.35, lw=1)
         place.set_title(f"{part.name}: {np.mean(part.successes):.0%} with exploration", fontsize=10)
         place.set_ylim(-0.02, 1.02)
         place.set_xlabel("frame")
-    np.atleast_1d(axes)[0].set_ylabel("progress")
+    axes[0].set_ylabel("progress")
     figure.savefig(path, dpi=130)
 
 
 def draw_gains(run: SpiralFolder, by_name: dict[str, list[Float32Array]], path: Path) -> None:
     """Histograms of what frames gain: the advantages that clone and critics feed on."""
     loop, deviation = run.config.loop, smoothing(run)
-    figure, axes = _axes(6.5, 3.2)
+    figure, (axes,) = blank_axes(6.5, 3.2)
     bins = np.linspace(-0.5, 0.6, 56)
     for name, found in by_name.items():
         smooth = [smoothed(curve_T, deviation) for curve_T in found]
@@ -177,14 +177,15 @@ def draw_gains(run: SpiralFolder, by_name: dict[str, list[Float32Array]], path: 
     figure.savefig(path, dpi=130)
 
 
-def _axes(width: float, height: float, columns: int = 1) -> tuple[Any, Any]:
+def blank_axes(width: float, height: float, columns: int = 1, rows: int = 1) -> tuple[Any, Any]:
+    """A figure of so many inches, and its panels row by row, (rows * columns,), with a common y axis."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
-    axes = figure.subplots(1, columns, sharey=True)
-    for place in np.atleast_1d(axes):
+    axes = figure.subplots(rows, columns, sharey=True, squeeze=False).ravel()
+    for place in axes:
         place.spines[["top", "right"]].set_visible(False)
     return figure, axes
 

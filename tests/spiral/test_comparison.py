@@ -10,13 +10,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 from rich.console import Console
 
 from sarm2_client.client import RewardClient
 from sarm2_client.errors import Conflict
 from sarm2_rollouts.run_record import RunRecord, finished_stages
 from sarm2_spiral.comparison.bars import auc_bar, loop_bar, minutes_bar, success_bar
-from sarm2_spiral.comparison.cells import CONTROLLED, DEMOS, MAIN, Arm, Cell, cells
+from sarm2_spiral.comparison.cells import ARMS, CONTROLLED, DEMOS, MAIN, Arm, Cell, cells
+from sarm2_spiral.comparison.picture import draw_comparison
 from sarm2_spiral.comparison.report import INHERITED, outcome
 from sarm2_spiral.comparison.run import Comparison, inherit
 from sarm2_spiral.config import METAWORLD
@@ -61,6 +63,7 @@ def test_controls_begin_alike_are_reported_and_never_done_twice(tmp_path: Path) 
     assert list(found["cells"]) == ["hammer/state/linear", "hammer/state/true"]
     assert found["cells"]["hammer/state/true"]["success"]["round1"]["n"] == config.loop.evaluation
     assert found["bars"] == {}
+    assert (report / "spiral.png").exists()
     one = replace(comparison, chosen=chosen[:1], seeds=(3, 9))
     assert (one.write() / "spiral.json").read_text() == (report / "spiral.json").read_text(), (
         "the report is of every finished run"
@@ -129,6 +132,19 @@ def test_a_run_with_other_settings_is_not_taken_for_one_of_the_comparison(tmp_pa
     comparison = Comparison(tmp_path, METAWORLD, (3,), reach, chosen, Console(quiet=True))
     with pytest.raises(Conflict, match=r"other settings \(config\)"):
         comparison.start()
+
+
+def test_the_picture_has_a_panel_for_each_task_and_skips_what_was_not_flown(tmp_path: Path) -> None:
+    flown = {"bc": Rate(50, 100), "offline": Rate(55, 100), "round1": Rate(0, 0), "round2": Rate(90, 100)}
+    hammer = {Cell("hammer", "state", arm): flown for arm in ARMS}
+    sizes = []
+    for name, rates in (("one", hammer), ("two", hammer | {Cell("drawer-open", "image", "spiral"): flown})):
+        draw_comparison(rates, tmp_path / f"{name}.png")
+        with Image.open(tmp_path / f"{name}.png") as picture:
+            sizes.append(picture.size)
+            assert np.asarray(picture.convert("L")).min() < 50, "nothing is drawn"
+    assert sizes[1][0] > sizes[0][0]
+    assert sizes[1][1] == sizes[0][1]
 
 
 # --- bars ----------------------------------------------------------------------------------------------

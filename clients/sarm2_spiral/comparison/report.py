@@ -1,4 +1,4 @@
-"""The comparison as spiral.json and spiral.md: bars first, then every run, then where the gain comes from."""
+"""The comparison as spiral.json, .md and .png: bars, then every run, then where the gain is from."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ from sarm2_spiral.comparison.bars import (
     success_bar,
 )
 from sarm2_spiral.comparison.cells import ARMS, MAIN, Cell
+from sarm2_spiral.comparison.picture import draw_comparison
 from sarm2_spiral.config import QUICK, SpiralConfig
 from sarm2_spiral.evaluation import success_rate, verdicts
 from sarm2_spiral.folder import SpiralFolder
@@ -99,6 +100,10 @@ def write_comparison(root: Path, cells: Iterable[Cell], seeds: Sequence[int], co
     report.mkdir(parents=True, exist_ok=True)
     _write(report / "spiral.json", json.dumps(content, indent=1) + "\n")
     _write(report / "spiral.md", markdown(held, outcomes, config))
+    if outcomes:
+        fresh = report / f".{os.getpid()}.png"
+        draw_comparison({cell: found.success for cell, found in outcomes.items()}, fresh)
+        fresh.replace(report / "spiral.png")
     return report
 
 
@@ -168,6 +173,7 @@ def markdown(held: Mapping[str, Bar], outcomes: Mapping[Cell, Outcome], config: 
         for name, bar in held.items()
     ]
     lines += ["", "## Success, all seeds together", ""]
+    lines += ["![success by policy](spiral.png)", ""]
     lines += [f"| run | demos | {' | '.join(steps)} | by seed | deployed |", "|---" * (len(steps) + 4) + "|"]
     for cell, found in outcomes.items():
         demos = cell.folder(Path(), 0, config).config.loop.demos
