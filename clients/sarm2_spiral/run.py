@@ -348,6 +348,15 @@ class SpiralRun:
             MofNCompleteColumn(),
             TimeRemainingColumn(),
         )
-        with Progress(*columns, console=self.console) as progress:
-            bar = progress.add_task(name, total=None)
-            yield lambda done, total: progress.update(bar, completed=done, total=total)
+        progress = Progress(*columns, console=self.console)
+        bar = progress.add_task(name, total=None)
+
+        def tick(done: int, total: int) -> None:
+            progress.start()  # not before: often there is nothing to do, and nothing to show
+            progress.update(bar, completed=done, total=total)
+
+        try:
+            yield tick
+        finally:
+            if progress.live.is_started:
+                progress.stop()
