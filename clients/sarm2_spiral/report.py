@@ -137,10 +137,8 @@ def draw_success(steps: dict[str, Rate], path: Path) -> None:
     figure, (axes,) = blank_axes(6.5, 3.4)
     places = np.arange(len(steps))
     values = [rate.value for rate in steps.values()]
-    below = [rate.value - rate.low for rate in steps.values()]
-    above = [rate.high - rate.value for rate in steps.values()]
     axes.bar(places, values, color=BLUE, width=0.6, alpha=0.85)
-    axes.errorbar(places, values, yerr=[below, above], fmt="none", ecolor=INK, capsize=4)
+    axes.errorbar(places, values, yerr=whiskers(list(steps.values())), fmt="none", ecolor=INK, capsize=4)
     for place, rate in zip(places, steps.values(), strict=True):
         axes.text(place, min(rate.high + 0.02, 1.02), f"{rate.value:.0%}", ha="center", color=INK)
     axes.set_xticks(places, [f"{name}\nn={rate.trials}" for name, rate in steps.items()])
@@ -175,6 +173,11 @@ def draw_gains(run: SpiralFolder, by_name: dict[str, list[Float32Array]], path: 
     axes.set_xlabel(f"gain of progress over {loop.gain_frames} frames")
     axes.legend(frameon=False, fontsize=9)
     figure.savefig(path, dpi=130)
+
+
+def whiskers(rates: Sequence[Rate]) -> list[list[float]]:
+    """How far the intervals reach below and above their rates, (2, rates), as matplotlib takes it."""
+    return [[rate.value - rate.low for rate in rates], [rate.high - rate.value for rate in rates]]
 
 
 def blank_axes(width: float, height: float, columns: int = 1, rows: int = 1) -> tuple[Any, Any]:

@@ -9,7 +9,7 @@ from typing import Any
 
 from sarm2_spiral.comparison.bars import SUCCESS
 from sarm2_spiral.comparison.cells import MAIN, Arm, Cell
-from sarm2_spiral.report import BLUE, GREY, INK, blank_axes
+from sarm2_spiral.report import BLUE, GREY, INK, blank_axes, whiskers
 from sarm2_spiral.wilson import Rate
 
 COLOURS: MappingProxyType[Arm, str] = MappingProxyType(
@@ -66,7 +66,7 @@ def _draw_panel(place: Any, arms: Mapping[Arm, Mapping[str, Rate]]) -> dict[Arm,
         lines[arm] = place.errorbar(
             [i + shift for i, _ in flown],
             [rate.value for _, rate in flown],
-            yerr=[[r.value - r.low for _, r in flown], [r.high - r.value for _, r in flown]],
+            yerr=whiskers([rate for _, rate in flown]),
             color=COLOURS[arm],
             lw=2.2 if arm == "spiral" else 1.3,
             elinewidth=1,
