@@ -38,10 +38,18 @@ def rabc_weights(gain_N: npt.ArrayLike, kappa: float = KAPPA, epsilon: float = E
     return np.where(np.isfinite(gain), weight, 0.0).astype(np.float32)
 
 
-def gain_weights(gain_N: npt.ArrayLike, kappa: float) -> Float32Array:
-    """clip(gain / kappa, 0, 1) squared: sharper than LeRobot's, which takes slow frames for fast ones."""
-    gain = np.asarray(gain_N, dtype=np.float64)
-    return np.square(np.clip(np.where(np.isfinite(gain), gain, 0.0) / kappa, 0.0, 1.0)).astype(np.float32)
+def gain_weights(progress_T: npt.ArrayLike, frames: int, kappa: float) -> Float32Array:
+    """What each frame of a curve is worth to an imitator, float32 (T,) in [0, 1]; unknown ones nothing.
+
+    clip(max(gain, phi(t + frames) - (1 - kappa)) / kappa, 0, 1) squared: sharper than LeRobot's ramp, which
+    takes slow frames for fast ones. The second part is for frames that leave what is done as it is. They can
+    gain nothing more, yet a policy that never learned from them undoes its work: one that had pulled a drawer
+    open let it slip back in a fifth of the scenes.
+    """
+    gain_T = gains(progress_T, frames)
+    short_T = 1.0 - (np.asarray(progress_T, dtype=np.float64) + gain_T)  # of done, when the frames are over
+    worth_T = np.maximum(gain_T, kappa - short_T)
+    return np.square(np.clip(np.nan_to_num(worth_T) / kappa, 0.0, 1.0)).astype(np.float32)
 
 
 def suggested_kappa(gain_N: npt.ArrayLike, share: float = 0.25) -> float:

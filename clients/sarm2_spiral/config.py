@@ -116,7 +116,8 @@ class LoopConfig:
         evaluation: episodes by which a policy is judged in the end. between: the same after each round.
         longest: frames after which a rollout ends.
         smooth: standard deviation, in frames, of the Gaussian that the progress curve is smoothed with.
-        kappa: gain of progress over `gain_frames` that earns full weight in the offline update.
+        kappa: gain of progress over `gain_frames` that earns full weight in the offline update, as does
+            staying done; so much below done there is nothing to keep.
     """
 
     demos: int = 25

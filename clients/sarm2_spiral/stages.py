@@ -46,7 +46,7 @@ from sarm2_spiral.targets import Float32Array, smoothed
 
 Say: TypeAlias = Callable[[str], None]
 Rule: TypeAlias = Literal["alike", "gain", "lerobot"]
-"""The weight of a frame in cloning: that of any other, the square of its gain, or LeRobot's."""
+"""The weight of a frame in cloning: that of any other, `gain_weights`, or LeRobot's."""
 
 BoolArray: TypeAlias = npt.NDArray[np.bool_]
 
@@ -228,11 +228,10 @@ def frame_weights(run: SpiralFolder, curves: Sequence[Float32Array], rule: Rule)
         return [np.ones(len(curve_T), dtype=np.float32) for curve_T in curves]
     if run.reward == "success":  # a verdict says nothing of single frames: whole episodes count, or do not
         return [np.full(len(curve_T), curve_T[-1], dtype=np.float32) for curve_T in curves]
+    if rule == "gain":
+        return [gain_weights(curve_T, loop.gain_frames, loop.kappa) for curve_T in curves]
     gain_N = np.concatenate([gains(curve_T, loop.gain_frames) for curve_T in curves])
-    if rule == "lerobot":
-        weight_N = rabc_weights(gain_N, suggested_kappa(gain_N))
-    else:
-        weight_N = gain_weights(gain_N, loop.kappa)
+    weight_N = rabc_weights(gain_N, suggested_kappa(gain_N))
     return np.split(weight_N, np.cumsum([len(curve_T) for curve_T in curves])[:-1])
 
 

@@ -26,11 +26,16 @@ def test_a_mean_loss_counts_as_no_gain_and_equal_gains_have_the_least_deviation(
 
 def test_what_is_not_known_weighs_nothing() -> None:
     assert rabc_weights([np.nan, 0.5, 0.0])[0] == 0
-    assert gain_weights([np.nan, 0.5], 0.1).tolist() == [0, 1]
+    assert gain_weights([np.nan, 0.0, np.nan, 0.5], 1, 0.1).tolist() == [0, 0, 0, 0]
 
 
 def test_gain_weights_are_the_square_of_the_share_of_kappa() -> None:
-    np.testing.assert_allclose(gain_weights([0.05, 0.1, 0.3, -0.1], 0.1), [0.25, 1, 1, 0])
+    np.testing.assert_allclose(gain_weights([0.2, 0.25, 0.35, 0.65, 0.55], 1, 0.1), [0.25, 1, 1, 0, 0])
+
+
+def test_staying_done_weighs_as_much_as_a_gain_and_slipping_back_the_less_the_farther() -> None:
+    weight_T = gain_weights([1.0, 1.0, 0.95, 0.9, 0.9], 1, 0.1)
+    np.testing.assert_allclose(weight_T, [1, 0.25, 0, 0, 0], atol=1e-6)
 
 
 def test_the_suggested_kappa_is_reached_by_a_quarter_of_the_frames() -> None:
