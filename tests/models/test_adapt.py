@@ -98,8 +98,9 @@ def test_the_curve_starts_from_rm1_and_has_a_picture(folders: tuple[Path, Path],
     assert errors[2] < errors[0]
     assert json.loads((tmp_path / "curve" / "curve.json").read_text()) == content
     assert (tmp_path / "curve" / "curve.png").read_bytes().startswith(b"\x89PNG")
-    with pytest.raises(InvalidInput, match="7 rollouts to learn from, and 6 are there"):
-        adapt_curve(default_bundle(), *folders, tmp_path / "more", (7,), plan=SHORT)
+    with pytest.raises(InvalidInput, match="curve: 7 rollouts to learn from, and 6 are there"):
+        adapt_curve(default_bundle(), *folders, tmp_path / "more", (2, 7), plan=SHORT)
+    assert not list(tmp_path.rglob("embeddings.npy")), "told before the work begins"
 
 
 def test_too_few_episodes_are_refused(folders: tuple[Path, Path], tmp_path: Path) -> None:
@@ -116,6 +117,7 @@ def test_more_rollouts_than_there_are_cannot_be_learned_from(
     with pytest.raises(InvalidInput, match="7 rollouts to learn from, and 6 are there") as refused:
         adapt(default_bundle(), *folders, tmp_path / "rm2", rollout_count=7)
     assert refused.value.field == "count"
+    assert not list(tmp_path.rglob("embeddings.npy")), "told before the work begins"
 
 
 def test_what_another_adaptation_left_is_not_gone_on_with(folders: tuple[Path, Path], tmp_path: Path) -> None:

@@ -132,7 +132,8 @@ def adapt(
     model = load_bundle(bundle)
     options = Options(rollout_count, labels, plan, seed)
     work = _work(out, model, [rollouts, training], options)
-    parts = _parts(model, rollouts, training, work, tick)
+    counts = [] if rollout_count is None else [rollout_count]
+    parts = _parts(model, rollouts, training, work, counts, "count", tick)
     report, after, fitted = _learn(model, parts, work, options, tick)
     _save(out, model, after, fitted, report)
     shutil.rmtree(work)
@@ -161,9 +162,7 @@ def adapt_curve(
     check_out(out, bundle)
     model = load_bundle(bundle)
     work = _work(out, model, [rollouts, training], Options(None, labels, plan, seed))
-    parts = _parts(model, rollouts, training, work, tick)
-    most = _split(parts, None)[0][0].corpus.episodes
-    _check_count(max(counts), most, "counts")
+    parts = _parts(model, rollouts, training, work, counts, "curve", tick)
     curve: dict[str, Any] = {}
     for count in sorted(counts):
         options = Options(count, labels, plan, seed)
@@ -214,12 +213,23 @@ def _work(out: Path, model: RewardModel, roots: Sequence[Path], options: Options
     return work
 
 
-def _parts(model: RewardModel, rollouts: Path, training: Path, work: Path, tick: Tick) -> list[Part]:
-    tasks = _tasks([rollouts, training])
-    return [
-        _part(model, root, work / name, tasks, tick)
-        for name, root in zip(PARTS, (rollouts, training), strict=True)
-    ]
+def _parts(
+    model: RewardModel,
+    rollouts: Path,
+    training: Path,
+    work: Path,
+    counts: Sequence[int],
+    field: str,
+    tick: Tick,
+) -> list[Part]:
+    """Both datasets; whether they hold what is asked for is checked before anything is embedded."""
+    roots = dict(zip(PARTS, (rollouts, training), strict=True))
+    tasks = _tasks(list(roots.values()))
+    corpora = {name: _indexed(model, root, work / name, tasks) for name, root in roots.items()}
+    for name, corpus in corpora.items():
+        _check_episodes(name, corpus)
+    _check_counts(counts, corpora[PARTS[0]], field)
+    return [_embedded(model, corpus, work / name, tick) for name, corpus in corpora.items()]
 
 
 def _learn(
@@ -292,11 +302,15 @@ def _tasks(roots: Sequence[Path]) -> list[str]:
     return sorted(names)
 
 
-def _part(model: RewardModel, root: Path, folder: Path, tasks: Sequence[str], tick: Tick) -> Part:
-    """A dataset indexed and embedded; both are kept for a second start."""
+def _indexed(model: RewardModel, root: Path, folder: Path, tasks: Sequence[str]) -> Corpus:
+    """A dataset without its pictures' embeddings; kept for a second start."""
     if not (folder / "meta.json").exists():
         index_dataset(root, folder, model.vocabulary, tasks)
-    corpus = load_corpus(folder)
+    return load_corpus(folder)
+
+
+def _embedded(model: RewardModel, corpus: Corpus, folder: Path, tick: Tick) -> Part:
+    """The same with them; kept as well."""
     path, done = folder / "embeddings.npy", 0
 
     def told(frames: int) -> None:
@@ -313,15 +327,8 @@ def _split(parts: Sequence[Part], rollout_count: int | None) -> tuple[list[Part]
     learned, calibrated, measured = [], [], []
     for place, part in enumerate(parts):
         held_N, turn_N = _held_out(part.corpus.kind_N)
-        if held_N.sum() < 2:
-            raise InvalidInput(
-                f"{PARTS[place]}: adaptation needs at least {2 * HELD_OUT} rollouts and as many episodes of "
-                f"the training kind, got {len(held_N)} here; record more",
-                field=PARTS[place],
-            )
         learn_N = ~held_N
         if place == 0 and rollout_count is not None:
-            _check_count(rollout_count, int(learn_N.sum()), "count")
             learn_N &= np.cumsum(learn_N) <= rollout_count
         learned.append(part.only(learn_N))
         calibrated.append(part.only(held_N & turn_N))
@@ -329,11 +336,21 @@ def _split(parts: Sequence[Part], rollout_count: int | None) -> tuple[list[Part]
     return learned, calibrated, measured
 
 
-def _check_count(count: int, most: int, field: str) -> None:
-    if count > most:
+def _check_episodes(name: str, corpus: Corpus) -> None:
+    if _held_out(corpus.kind_N)[0].sum() < 2:
         raise InvalidInput(
-            f"{field}: {count} rollouts to learn from, and {most} are there besides those held out; ask for "
-            f"{most} at most, or record more",
+            f"{name}: adaptation needs at least {2 * HELD_OUT} rollouts and as many episodes of the training "
+            f"kind, got {corpus.episodes} here; record more",
+            field=name,
+        )
+
+
+def _check_counts(counts: Sequence[int], rollouts: Corpus, field: str) -> None:
+    most = int((~_held_out(rollouts.kind_N)[0]).sum())
+    if max(counts, default=0) > most:
+        raise InvalidInput(
+            f"{field}: {max(counts)} rollouts to learn from, and {most} are there besides those held out; "
+            f"ask for {most} at most, or record more",
             field=field,
         )
 
