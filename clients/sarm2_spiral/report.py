@@ -218,7 +218,7 @@ def page(run: SpiralFolder, content: dict[str, Any], films: dict[str, Path]) -> 
         for name, caption in (
             ("success", "Success on the same fresh scenes, 95 % Wilson intervals"),
             ("curves", "Rollouts that the loop learned from; green: the simulator says success"),
-            ("gains", f"What frames gain; reward: {run.reward}"),
+            ("gains", f"What frames gain; reward: {run.reward}. Frames that stay done weigh fully, too"),
         )
         if (run.report / f"{name}.png").exists()
     )
