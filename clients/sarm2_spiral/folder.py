@@ -9,7 +9,7 @@ rounds/0/rollouts/              a dataset: what pi_1 did
 rounds/K/rollouts/, trial/      datasets: what the deployed policy collected, and what the candidate tried
 rounds/K/learner.safetensors    the correction after round K, and its checkpoint with the optimisers
 rounds/K/decision.json          whether it was deployed, and why
-features/NAME.npy               features of every frame of a dataset
+features/NAME/000000.npy        features of every frame of an episode
 chunks/NAME/000000.npy          a given base policy's chunks for every frame of an episode
 evaluations/NAME.jsonl          one line an episode
 report/                         report.json, report.html and pictures
@@ -155,7 +155,7 @@ class SpiralFolder:
 
     def features(self, name: str) -> Path:
         """Features of every frame of a dataset."""
-        return self.root / "features" / f"{name}.npy"
+        return self.root / "features" / name
 
     def chunks(self, name: str) -> Path:
         """A given base policy's chunks for every frame of a dataset."""

@@ -16,7 +16,8 @@ from pathlib import Path
 import numpy as np
 
 from sarm2_rollouts.lerobot_reader import open_dataset
-from sarm2_spiral.base_policy import BasePolicy, Float32Array, executed_part
+from sarm2_spiral.base_policy import BasePolicy, Float32Array, Moment, executed_part
+from sarm2_spiral.kept_array import kept_array
 from sarm2_spiral.patience import patiently
 from sarm2_spiral.recorded_moments import recorded_moments
 
@@ -56,24 +57,12 @@ class RecordedChunks:
         for index, (task, features_TF) in enumerate(zip(tasks, features, strict=True)):
             shape = (len(features_TF), self.latents, self.policy.latent_size)
             latent_TML = rng.normal(size=shape).astype(np.float32)
-            path = None if kept is None else kept / f"{index:06d}.npy"
-            if path is not None and path.exists():
-                yield np.load(path, allow_pickle=False)
-                continue
             moments = recorded_moments(
                 task, partial(dataset.episode, index), features_TF, self.policy.history
             )
-            ask = partial(self.policy.sample_chunks, moments, latent_TML)
-            base_TMK = executed_part(patiently(ask), self.executed)
-            if path is not None:
-                _keep(path, base_TMK)
-            yield base_TMK
+            chunks = partial(self._chunks, moments, latent_TML)
+            yield chunks() if kept is None else kept_array(kept / f"{index:06d}.npy", chunks)
 
-
-def _keep(path: Path, array: Float32Array) -> None:
-    """Write an array; the file appears when it is whole."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    fresh = path.with_suffix(".new")
-    with fresh.open("wb") as file:
-        np.save(file, array, allow_pickle=False)
-    fresh.replace(path)
+    def _chunks(self, moments: Sequence[Moment], latent_TML: Float32Array) -> Float32Array:
+        ask = partial(self.policy.sample_chunks, moments, latent_TML)
+        return executed_part(patiently(ask), self.executed)

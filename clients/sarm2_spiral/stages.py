@@ -35,6 +35,7 @@ from sarm2_spiral.cloning import clone
 from sarm2_spiral.config import UpdateConfig
 from sarm2_spiral.folder import SpiralFolder
 from sarm2_spiral.given_policy import GivenPolicy
+from sarm2_spiral.kept_array import kept_array
 from sarm2_spiral.patience import patiently
 from sarm2_spiral.pilot import Base, Pilot, load_base
 from sarm2_spiral.progress import progress_curves
@@ -158,25 +159,23 @@ def smoothing(run: SpiralFolder) -> float:
 
 
 def load(run: SpiralFolder, name: str, root: Path, pilot: Pilot, say: Say) -> Data:
-    """A dataset's features (from their file where it is there), actions and smoothed progress."""
-    path = run.features(name)
-    lengths = _lengths(open_dataset(root))
-    if not path.exists():
-        source, seen = pilot.features(), open_dataset(root, pictures=run.kind == "image")
-        parts = [patiently(lambda e=episode: source.recorded(e), tell=say) for episode in seen]  # type: ignore[misc]
-        path.parent.mkdir(parents=True, exist_ok=True)
-        fresh = path.with_suffix(".new")
-        with fresh.open("wb") as file:
-            np.save(file, np.concatenate(parts), allow_pickle=False)
-        fresh.replace(path)
-    features_NF = np.load(path, allow_pickle=False)
+    """A dataset's features (those that are kept are not asked for again), actions and smoothed progress."""
+    source, seen = pilot.features(), open_dataset(root, pictures=run.kind == "image")
+
+    def features(index: int) -> Float32Array:
+        episode = seen.episode(index)
+        return patiently(lambda: source.recorded(episode), tell=say)
+
     episodes = list(open_dataset(root, pictures=False))
     smooth = smoothing(run)
     return Data(
         name=name,
         root=root,
         tasks=[episode.task for episode in episodes],
-        features=np.split(features_NF, np.cumsum(lengths)[:-1]),
+        features=[
+            kept_array(run.features(name) / f"{index:06d}.npy", partial(features, index))
+            for index in range(len(seen))
+        ],
         actions=[_actions(episode) for episode in episodes],
         progress=[smoothed(curve_T, smooth) for curve_T in rewards(run, root)],
         demo=root == run.demos,

@@ -9,17 +9,20 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
 import ray
 from safetensors.torch import load_file
 
 from sarm2_client.client import RewardClient
 from sarm2_client.errors import Conflict, NotFound
+from sarm2_rollouts.episode import Episode
 from sarm2_rollouts.lerobot_reader import open_dataset
 from sarm2_rollouts.ray_collection import iterate_episodes_on_ray
 from sarm2_rollouts.run_record import finished_stages
 from sarm2_spiral import stages
 from sarm2_spiral.config import SpiralConfig
+from sarm2_spiral.features import Float32Array, StateFeatures
 from sarm2_spiral.folder import SpiralFolder, Updater
 from sarm2_spiral.progress import Reward
 from sarm2_spiral.run import SpiralRun
@@ -111,6 +114,25 @@ def test_a_run_that_stops_in_any_stage_goes_on_to_the_same_weights(
             a_run(tmp_path / "run").start(resume=True)
     assert len(broken) == 12
     assert weights(tmp_path / "run") == weights(finished.run.root)
+
+
+def test_features_that_are_kept_are_not_asked_for_again(
+    finished: SpiralRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = finished._load("demos").features
+    asked: list[Episode] = []
+    real = StateFeatures.recorded
+
+    def counted(self: StateFeatures, episode: Episode) -> Float32Array:
+        asked.append(episode)
+        return real(self, episode)
+
+    monkeypatch.setattr(StateFeatures, "recorded", counted)
+    (finished.run.features("demos") / "000001.npy").unlink()
+    again = finished._load("demos").features
+    assert [episode.seed for episode in asked] == [finished.run.demo_plan()[1].seed]
+    for one, two in zip(again, whole, strict=True):
+        np.testing.assert_array_equal(one, two)
 
 
 def test_a_run_on_ray_comes_to_the_same_weights(

@@ -26,12 +26,12 @@ from sarm2_spiral.run import SpiralRun
 Reach: TypeAlias = Callable[[SpiralFolder], AbstractContextManager[SpiralRun]]
 """Starts what a run needs, a service say, and ends it afterwards."""
 
-SHARED = ("demos", "policies/bc.safetensors", "evaluations/bc.jsonl", "features/demos.npy")
+SHARED = ("demos", "policies/bc.safetensors", "evaluations/bc.jsonl", "features/demos")
 SHARED_BY_REWARD = (
     "policies/offline.safetensors",
     "evaluations/offline.jsonl",
     "rounds/0",  # the source of rewards ends rollouts, so other arms have other ones
-    "features/round0.npy",
+    "features/round0",
 )
 SHARED_BY_MODEL = ("remember", "first_model", "reward_model")
 
