@@ -26,7 +26,7 @@ def test_a_mean_loss_counts_as_no_gain_and_equal_gains_have_the_least_deviation(
 
 def test_what_is_not_known_weighs_nothing() -> None:
     assert rabc_weights([np.nan, 0.5, 0.0])[0] == 0
-    assert gain_weights([np.nan, 0.0, np.nan, 0.5], 1, 0.1).tolist() == [0, 0, 0, 0]
+    assert gain_weights([np.nan, 0.0, 0.5, np.nan], 1, 0.1).tolist() == [0, 1, 0, 0]
 
 
 def test_gain_weights_are_the_square_of_the_share_of_kappa() -> None:
