@@ -29,6 +29,7 @@ from sarm2_rollouts.episode_scorer import EpisodeScorer, EpisodeScores
 from sarm2_rollouts.lerobot_reader import Dataset
 from sarm2_rollouts.parquet import parquet_schema, read_parquet
 from sarm2_rollouts.rabc import gains, rabc_weights, suggested_kappa
+from sarm2_rollouts.whole_file import whole_file
 
 PROGRESS_FILE = "sarm_progress.parquet"
 WEIGHTS_FILE = "rabc_weights.parquet"
@@ -191,10 +192,8 @@ def _claim(parts: Path, wanted: dict[str, object], restart: bool) -> None:
                 f"go on with that one, or {FORGET}",
                 field=name,
             )
-    parts.mkdir(exist_ok=True)
-    fresh = owner.with_suffix(".new")
-    fresh.write_text(json.dumps(wanted))
-    fresh.replace(owner)
+    with whole_file(owner) as fresh:
+        fresh.write_text(json.dumps(wanted))
 
 
 def _kept_failures(part: Path) -> tuple[tuple[int, str], ...] | None:
@@ -232,17 +231,15 @@ def _is_skipped(progress_T: npt.NDArray[np.float32]) -> bool:
 
 
 def _write_atomically(path: Path, table: pa.Table, metadata: dict[str, str]) -> None:
-    fresh = path.with_suffix(".new")
-    pq.write_table(table.replace_schema_metadata(metadata), fresh)
-    fresh.replace(path)
+    with whole_file(path) as fresh:
+        pq.write_table(table.replace_schema_metadata(metadata), fresh)
 
 
 def _join(parts: list[Path], path: Path, model: str) -> None:
-    fresh = path.with_suffix(".new")
-    with pq.ParquetWriter(fresh, SCHEMA.with_metadata({MODEL_KEY: model})) as writer:
+    metadata = {MODEL_KEY: model}
+    with whole_file(path) as fresh, pq.ParquetWriter(fresh, SCHEMA.with_metadata(metadata)) as writer:
         for part in parts:
-            writer.write_table(read_parquet(part).replace_schema_metadata({MODEL_KEY: model}))
-    fresh.replace(path)
+            writer.write_table(read_parquet(part).replace_schema_metadata(metadata))
 
 
 def _told(failures: list[tuple[int, int, str]]) -> str:

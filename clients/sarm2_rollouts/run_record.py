@@ -16,6 +16,7 @@ from typing import Any
 from rich.console import Console
 
 from sarm2_client.errors import Conflict
+from sarm2_rollouts.whole_file import whole_file
 
 FILE = "run.json"
 
@@ -78,11 +79,9 @@ class RunRecord:
         self._write(finished | {stage: round(time.monotonic() - started, 1)}, tries)
 
     def _write(self, finished: Mapping[str, float], tries: Mapping[str, int]) -> None:
-        path = self.root / FILE
         content = {"settings": self.settings, "finished": finished, "tries": tries}
-        fresh = path.with_suffix(".new")
-        fresh.write_text(json.dumps(content, indent=1) + "\n")
-        fresh.replace(path)
+        with whole_file(self.root / FILE) as fresh:
+            fresh.write_text(json.dumps(content, indent=1) + "\n")
 
 
 def tries_of_stages(root: Path) -> dict[str, int]:

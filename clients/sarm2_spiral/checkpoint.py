@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from sarm2_client.errors import InvalidInput, NotFound
+from sarm2_rollouts.whole_file import whole_file
 
 STEP = "step"
 
@@ -24,10 +25,8 @@ def save_checkpoint(path: Path, module: nn.Module, optimisers: Optimisers, step:
             for key, value in optimiser.state.get(parameter, {}).items():
                 found[f"{name}/{index}/{key}"] = value
     tensors = {name: value.detach().clone().contiguous() for name, value in found.items()}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    fresh = path.with_suffix(".new")
-    save_file(tensors | {STEP: torch.tensor(step)}, fresh)
-    fresh.replace(path)
+    with whole_file(path) as fresh:
+        save_file(tensors | {STEP: torch.tensor(step)}, fresh)
 
 
 def load_checkpoint(path: Path, module: nn.Module, optimisers: Optimisers) -> int:
@@ -62,10 +61,8 @@ def _parameters(optimiser: torch.optim.Optimizer) -> list[Tensor]:
 
 def save_weights(path: Path, module: nn.Module) -> None:
     """A finished module; the file appears when it is whole."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    fresh = path.with_suffix(".new")
-    save_file({name: value.contiguous() for name, value in module.state_dict().items()}, fresh)
-    fresh.replace(path)
+    with whole_file(path) as fresh:
+        save_file({name: value.contiguous() for name, value in module.state_dict().items()}, fresh)
 
 
 def load_weights(path: Path) -> dict[str, Tensor]:

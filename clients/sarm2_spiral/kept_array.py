@@ -9,6 +9,8 @@ from typing import Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from sarm2_rollouts.whole_file import whole_file
+
 AnyArray = TypeVar("AnyArray", bound=npt.NDArray[Any])
 
 
@@ -18,9 +20,6 @@ def kept_array(path: Path, work: Callable[[], AnyArray]) -> AnyArray:
         found: AnyArray = np.load(path, allow_pickle=False)
         return found
     array = work()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    fresh = path.with_suffix(".new")
-    with fresh.open("wb") as file:
+    with whole_file(path) as fresh, fresh.open("wb") as file:
         np.save(file, array, allow_pickle=False)
-    fresh.replace(path)
     return array

@@ -29,6 +29,7 @@ from sarm2_rollouts.metaworld_robot import ACTION_NAMES, STATE_NAMES, EpisodePla
 from sarm2_rollouts.rabc import gain_weights, gains, rabc_weights, suggested_kappa
 from sarm2_rollouts.recorder import record
 from sarm2_rollouts.relabel import forget_parts, relabel, scored_by
+from sarm2_rollouts.whole_file import whole_file
 from sarm2_rollouts.with_parent import ending_with_me
 from sarm2_spiral.checkpoint import save_weights
 from sarm2_spiral.cloning import clone
@@ -241,8 +242,8 @@ def update(run: SpiralFolder, number: int, base: Base, data: Sequence[Data], tic
     config, checkpoint = run.config.update, run.round(number) / CHECKPOINT
     deployed = [past for past in range(1, number) if load_decision(run, past).deployed]
     if deployed and not checkpoint.exists():  # a candidate that was not deployed leaves nothing behind
-        shutil.copyfile(run.round(deployed[-1]) / CHECKPOINT, checkpoint.with_suffix(".new"))
-        checkpoint.with_suffix(".new").replace(checkpoint)
+        with whole_file(checkpoint) as fresh:
+            shutil.copyfile(run.round(deployed[-1]) / CHECKPOINT, fresh)
     torch.manual_seed(run.seed)
     learner = Learner(data[0].features[0].shape[1], len(ACTION_NAMES), config)
     learner.standardise.fit(torch.from_numpy(np.concatenate(data[0].features)))
@@ -308,9 +309,8 @@ def decide(run: SpiralFolder, number: int, rollouts: Data, trial: Data) -> Decis
     before = float(np.mean([rollouts.progress[place][-1] for place in places]))
     after = float(np.mean([curve_T[-1] for curve_T in trial.progress]))
     decision = Decision(before, after, after >= before - run.config.loop.margin)
-    fresh = path.with_suffix(".new")
-    fresh.write_text(json.dumps(vars(decision)))
-    fresh.replace(path)
+    with whole_file(path) as fresh:
+        fresh.write_text(json.dumps(vars(decision)))
     return decision
 
 

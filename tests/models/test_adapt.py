@@ -14,7 +14,8 @@ import pytest
 from models.synthetic import FRAMES, write_synthetic
 from sarm2_client.errors import InvalidInput
 from sarm2_models.checkpoint import default_bundle, load_bundle, read_manifest
-from sarm2_models.train.adapt import PLAN, Part, _held_out, adapt, adapt_curve
+from sarm2_models.train.adapt import PLAN, adapt, adapt_curve
+from sarm2_models.train.adaptation_parts import Part, held_out
 from sarm2_models.train.corpus import index_dataset, load_corpus
 from sarm2_models.train.plan import PlannedEpisode
 from sarm2_models.train.windows import Frames
@@ -131,7 +132,7 @@ def test_what_another_adaptation_left_is_not_gone_on_with(folders: tuple[Path, P
 
 def test_every_kind_is_learned_from_calibrated_on_and_measured() -> None:
     kind_N = np.tile([0, 2], 16)  # demonstrations and rollouts in turn
-    held_N, turn_N = _held_out(kind_N)
+    held_N, turn_N = held_out(kind_N)
     for kind in (0, 2):
         assert held_N[kind_N == kind].sum() == 4
         assert (held_N & turn_N)[kind_N == kind].sum() == 2

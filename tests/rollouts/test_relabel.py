@@ -242,7 +242,7 @@ def test_a_torn_part_is_never_taken_for_whole(dataset: Dataset) -> None:
     parts = dataset.root / PARTS
     parts.mkdir()
     (parts / "asked.json").write_text(json.dumps({"model": "m@1#aa", "frames": dataset.frames}))
-    (parts / "000000.new").write_bytes(b"half a file")
+    (parts / "000000.parquet.new").write_bytes(b"half a file")
     scorer = Scorer()
     relabel(dataset, scorer, chunk=4)
     assert scorer.scored == [0, 1, 2]

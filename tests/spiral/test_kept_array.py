@@ -27,7 +27,7 @@ def test_an_array_is_worked_out_once(tmp_path: Path) -> None:
 
 def test_what_a_kill_left_half_written_is_worked_out_again(tmp_path: Path) -> None:
     path = tmp_path / "000000.npy"
-    path.with_suffix(".new").write_bytes(b"\x93NUMPY half")
+    path.with_name(f"{path.name}.new").write_bytes(b"\x93NUMPY half")
     np.testing.assert_array_equal(kept_array(path, lambda: np.ones(2, np.float32)), [1, 1])
     assert [file.name for file in tmp_path.iterdir()] == ["000000.npy"]
 

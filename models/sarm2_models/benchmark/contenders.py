@@ -47,6 +47,7 @@ from sarm2_models.train.windows import Frames, hints_of
 from sarm2_models.value import ValueDecoder, ValueOutput
 from sarm2_models.window import Float32Array, IntArray
 from sarm2_rollouts.tasks import task_spec
+from sarm2_rollouts.whole_file import whole_file
 
 Baseline = TypeVar("Baseline", StageProgress, LanguageProgress)
 
@@ -122,9 +123,8 @@ class Sarm2(Contender):
         if not path.exists():
             frames, corpus = self.frames(bench, "calibration"), run.corpus("calibration")
             fitted = calibrate(heads, frames, corpus, run.texts(self.variant), run.vocabulary)
-            fresh = path.with_suffix(".new")
-            fresh.write_text(json.dumps(fitted.to_dict(), indent=1))
-            fresh.replace(path)
+            with whole_file(path) as fresh:
+                fresh.write_text(json.dumps(fitted.to_dict(), indent=1))
         return Calibration.from_dict(json.loads(path.read_text()))
 
     def heads(self, bench: BenchmarkFolder, seed: int, tick: Tick) -> Heads:

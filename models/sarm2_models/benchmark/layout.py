@@ -19,6 +19,7 @@ import numpy as np
 from sarm2_models.train.calibrate import Predictions
 from sarm2_models.train.layout import RunFolder
 from sarm2_models.train.plan import SEED_BLOCKS, Episodes, PlannedEpisode
+from sarm2_rollouts.whole_file import whole_file
 
 
 @dataclass(frozen=True)
@@ -89,11 +90,8 @@ class BenchmarkFolder:
 
 def save_predictions(path: Path, predictions: Predictions) -> None:
     """Write what a contender says of every frame; the file appears when it is whole."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    fresh = path.with_suffix(".new")
-    with fresh.open("wb") as file:
+    with whole_file(path) as fresh, fresh.open("wb") as file:
         np.savez(file, allow_pickle=False, **vars(predictions))
-    fresh.replace(path)
 
 
 def load_predictions(path: Path) -> Predictions:

@@ -2,8 +2,7 @@
 
 RM1 becomes RM2: both heads are trained on from where they are, half of the windows from the rollouts and
 half from episodes of the kind that RM1 was trained on, so that nothing is forgotten. The encoder stays
-frozen. Every `HELD_OUT`-th episode of both is kept back: half of those calibrate RM2 anew, the other half
-measure both.
+frozen. Episodes of both that are kept back calibrate RM2 anew and measure both (`adaptation_parts`).
 
 Shapes: T frames, N episodes.
 """
@@ -26,9 +25,8 @@ from sarm2_models.checkpoint import default_bundle, load_bundle, save_bundle
 from sarm2_models.estimate import Estimate
 from sarm2_models.metrics import evaluate
 from sarm2_models.reward_model import RewardModel
+from sarm2_models.train.adaptation_parts import Part, load_parts, split
 from sarm2_models.train.calibrate import calibrate, predict
-from sarm2_models.train.corpus import Corpus, index_dataset, load_corpus
-from sarm2_models.train.embed import embed_shard, load_embeddings
 from sarm2_models.train.heads import Texts, predict_logits, train_stage, train_value
 from sarm2_models.train.jobs import Ticker
 from sarm2_models.train.ladder import mean_demo_frames, scored_episodes
@@ -37,17 +35,13 @@ from sarm2_models.train.plan import HeadPlan
 from sarm2_models.train.report import draw_adaptation
 from sarm2_models.train.variants import Heads
 from sarm2_models.train.windows import Frames, hints_of
-from sarm2_models.window import BoolArray, Float16Array, Float32Array, IntArray
+from sarm2_models.window import Float16Array, Float32Array
 from sarm2_rollouts.episode_scorer import model_name
 from sarm2_rollouts.lerobot_reader import open_dataset
-from sarm2_rollouts.rollout_marks import as_marked
 from sarm2_rollouts.run_record import RunRecord
 
 Labels: TypeAlias = Literal["exact", "marks"]
 
-HELD_OUT = 4
-PARTS = ("rollouts", "training")
-"""The two datasets, in the order in which they are read."""
 METRICS = (
     "demo_mse",
     "rollout_mse",
@@ -67,35 +61,6 @@ PLAN = HeadPlan(
     wrong_instruction=0.0,
 )
 """Short, and slower than from nothing: both heads are good already."""
-
-
-@dataclass(frozen=True)
-class Part:
-    """A dataset as arrays: episodes to learn from, to calibrate on and to measure on."""
-
-    corpus: Corpus
-    frames: Frames
-
-    def only(self, chosen_N: BoolArray) -> Part:
-        """Some of the episodes."""
-        return Part(self.corpus.only(chosen_N), self.frames.only(chosen_N, self.corpus.length_N))
-
-    def as_marked(self) -> Part:
-        """The same with the progress that a person's marks would give every episode."""
-        corpus = self.corpus
-        curves = [
-            as_marked(corpus.progress_T[corpus.frames(number)], corpus.fps)
-            for number in range(corpus.episodes)
-        ]
-        progress_T = np.concatenate(curves) if curves else corpus.progress_T
-        return Part(replace(corpus, progress_T=progress_T), replace(self.frames, progress_T=progress_T))
-
-    @staticmethod
-    def joined(parts: Sequence[Part]) -> Part:
-        """Several, one after the other."""
-        return Part(
-            Corpus.joined([part.corpus for part in parts]), Frames.joined([part.frames for part in parts])
-        )
 
 
 def adapt(
@@ -133,7 +98,7 @@ def adapt(
     options = Options(rollout_count, labels, plan, seed)
     work = _work(out, model, [rollouts, training], options)
     counts = [] if rollout_count is None else [rollout_count]
-    parts = _parts(model, rollouts, training, work, counts, "count", tick)
+    parts = load_parts(model, rollouts, training, work, counts, "count", tick)
     report, after, fitted = _learn(model, parts, work, options, tick)
     _save(out, model, after, fitted, report)
     shutil.rmtree(work)
@@ -162,7 +127,7 @@ def adapt_curve(
     check_out(out, bundle)
     model = load_bundle(bundle)
     work = _work(out, model, [rollouts, training], Options(None, labels, plan, seed))
-    parts = _parts(model, rollouts, training, work, counts, "curve", tick)
+    parts = load_parts(model, rollouts, training, work, counts, "curve", tick)
     curve: dict[str, Any] = {}
     for count in sorted(counts):
         options = Options(count, labels, plan, seed)
@@ -213,30 +178,11 @@ def _work(out: Path, model: RewardModel, roots: Sequence[Path], options: Options
     return work
 
 
-def _parts(
-    model: RewardModel,
-    rollouts: Path,
-    training: Path,
-    work: Path,
-    counts: Sequence[int],
-    field: str,
-    tick: Tick,
-) -> list[Part]:
-    """Both datasets; whether they hold what is asked for is checked before anything is embedded."""
-    roots = dict(zip(PARTS, (rollouts, training), strict=True))
-    tasks = _tasks(list(roots.values()))
-    corpora = {name: _indexed(model, root, work / name, tasks) for name, root in roots.items()}
-    for name, corpus in corpora.items():
-        _check_episodes(name, corpus)
-    _check_counts(counts, corpora[PARTS[0]], field)
-    return [_embedded(model, corpus, work / name, tick) for name, corpus in corpora.items()]
-
-
 def _learn(
     model: RewardModel, parts: Sequence[Part], work: Path, options: Options, tick: Tick
 ) -> tuple[dict[str, Any], Heads, Calibration]:
     """The report, RM2's heads, and their calibration."""
-    learned, calibrated, measured = _split(parts, options.rollout_count)
+    learned, calibrated, measured = split(parts, options.rollout_count)
     if options.labels == "marks":
         learned[0], calibrated[0] = learned[0].as_marked(), calibrated[0].as_marked()
     texts, plan, seed = (
@@ -295,74 +241,6 @@ def curve_job(
 ) -> None:
     """`adapt_curve` in a child process."""
     adapt_curve(bundle, rollouts, training, out, counts, labels=labels, seed=seed, tick=ticker.tick)
-
-
-def _tasks(roots: Sequence[Path]) -> list[str]:
-    names = {str(episode.task_name) for root in roots for episode in open_dataset(root, pictures=False)}
-    return sorted(names)
-
-
-def _indexed(model: RewardModel, root: Path, folder: Path, tasks: Sequence[str]) -> Corpus:
-    """A dataset without its pictures' embeddings; kept for a second start."""
-    if not (folder / "meta.json").exists():
-        index_dataset(root, folder, model.vocabulary, tasks)
-    return load_corpus(folder)
-
-
-def _embedded(model: RewardModel, corpus: Corpus, folder: Path, tick: Tick) -> Part:
-    """The same with them; kept as well."""
-    path, done = folder / "embeddings.npy", 0
-
-    def told(frames: int) -> None:
-        nonlocal done
-        done += frames
-        tick(done, len(corpus), f"embedding {folder.name}")
-
-    embed_shard(corpus, model.encoder, path, (0, len(corpus)), tick=told)
-    state_TS = model.statistics.standardise(corpus.state_TS)
-    return Part(corpus, Frames.of(corpus, load_embeddings([path]), state_TS, model.config.window))
-
-
-def _split(parts: Sequence[Part], rollout_count: int | None) -> tuple[list[Part], list[Part], list[Part]]:
-    learned, calibrated, measured = [], [], []
-    for place, part in enumerate(parts):
-        held_N, turn_N = _held_out(part.corpus.kind_N)
-        learn_N = ~held_N
-        if place == 0 and rollout_count is not None:
-            learn_N &= np.cumsum(learn_N) <= rollout_count
-        learned.append(part.only(learn_N))
-        calibrated.append(part.only(held_N & turn_N))
-        measured.append(part.only(held_N & ~turn_N))
-    return learned, calibrated, measured
-
-
-def _check_episodes(name: str, corpus: Corpus) -> None:
-    if _held_out(corpus.kind_N)[0].sum() < 2:
-        raise InvalidInput(
-            f"{name}: adaptation needs at least {2 * HELD_OUT} rollouts and as many episodes of the training "
-            f"kind, got {corpus.episodes} here; record more",
-            field=name,
-        )
-
-
-def _check_counts(counts: Sequence[int], rollouts: Corpus, field: str) -> None:
-    most = int((~_held_out(rollouts.kind_N)[0]).sum())
-    if max(counts, default=0) > most:
-        raise InvalidInput(
-            f"{field}: {max(counts)} rollouts to learn from, and {most} are there besides those held out; "
-            f"ask for {most} at most, or record more",
-            field=field,
-        )
-
-
-def _held_out(kind_N: IntArray) -> tuple[BoolArray, BoolArray]:
-    """Every `HELD_OUT`-th episode of each kind, and those of them (every other one) that calibrate."""
-    by_kind_N = np.argsort(kind_N, kind="stable")
-    ranks = [np.arange(count) for count in np.unique(kind_N, return_counts=True)[1]]
-    held_N, turn_N = np.zeros(len(kind_N), dtype=bool), np.zeros(len(kind_N), dtype=bool)
-    held_N[by_kind_N] = np.concatenate(ranks) % HELD_OUT == HELD_OUT - 1
-    turn_N[by_kind_N] = np.cumsum(held_N[by_kind_N]) % 2 == 1
-    return held_N, turn_N
 
 
 def _instructions(model: RewardModel, parts: Sequence[Part]) -> Float16Array:

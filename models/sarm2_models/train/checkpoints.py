@@ -8,6 +8,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from sarm2_rollouts.whole_file import whole_file
+
 STEP = "step"
 
 
@@ -66,10 +68,8 @@ class TrainState:
 
 def save_state(path: Path, state: TrainState, step: int) -> None:
     """Write a checkpoint after `step` steps; the old one stands until the new one is whole."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    fresh = path.with_suffix(".new")
-    save_file(state.tensors() | {STEP: torch.tensor(step)}, fresh)
-    fresh.replace(path)
+    with whole_file(path) as fresh:
+        save_file(state.tensors() | {STEP: torch.tensor(step)}, fresh)
 
 
 def load_state(path: Path, state: TrainState) -> int:

@@ -16,6 +16,7 @@ from sarm2_client.images import resize_with_pad
 from sarm2_models.encoder import ImageTextEncoder
 from sarm2_models.train.corpus import Corpus
 from sarm2_models.window import Float16Array
+from sarm2_rollouts.whole_file import whole_file
 
 FRAMES_AT_ONCE = 64
 
@@ -43,7 +44,6 @@ def embed_shard(
         return
     start, stop = bounds
     cameras = len(corpus.cameras)
-    path.parent.mkdir(parents=True, exist_ok=True)
     rows = np.zeros((stop - start, cameras, encoder.dim), dtype=np.float16)
     for first in range(start, stop, FRAMES_AT_ONCE):
         chunk = range(first, min(first + FRAMES_AT_ONCE, stop))
@@ -53,10 +53,8 @@ def embed_shard(
         encoded = encoder.encode_images(np.stack(fitted))
         rows[chunk.start - start : chunk.stop - start] = encoded.reshape(len(chunk), cameras, -1)
         tick(len(chunk))
-    fresh = path.with_suffix(".new")
-    with fresh.open("wb") as file:
+    with whole_file(path) as fresh, fresh.open("wb") as file:
         np.save(file, rows, allow_pickle=False)
-    fresh.replace(path)
 
 
 def load_embeddings(paths: list[Path]) -> Float16Array:

@@ -32,6 +32,7 @@ from rich.progress import (
 )
 
 from sarm2_client.errors import BY_CODE, ModelFailed, Sarm2Error
+from sarm2_rollouts.whole_file import whole_file
 from sarm2_rollouts.with_parent import end_with_parent, ending_with_me
 
 MALLOC = {
@@ -85,9 +86,8 @@ class Ticker:
         if now < self._next and done < total:
             return
         self._next = now + POLL_S
-        fresh = self._path.with_suffix(".new")
-        fresh.write_text(json.dumps({"done": done, "total": total, "note": note}))
-        fresh.replace(self._path)
+        with whole_file(self._path) as fresh:
+            fresh.write_text(json.dumps({"done": done, "total": total, "note": note}))
 
 
 def run_jobs(jobs: Sequence[Job], *, at_once: int, console: Console) -> None:
@@ -168,9 +168,8 @@ def _run(job: Job) -> None:
 
 def _keep_error(job: Job, error: Sarm2Error) -> None:
     kept = {"code": error.code, "message": error.message, "field": error.field}
-    fresh = _path(job, ERROR).with_suffix(".new")
-    fresh.write_text(json.dumps(kept))
-    fresh.replace(_path(job, ERROR))
+    with whole_file(_path(job, ERROR)) as fresh:
+        fresh.write_text(json.dumps(kept))
 
 
 def _check(process: BaseProcess, job: Job) -> None:

@@ -21,6 +21,7 @@ from sarm2_models.ranking import spearman
 from sarm2_models.train.plan import Episodes, PlannedEpisode, TrainPlan, planned_episodes
 from sarm2_rollouts.episode import EpisodeKind
 from sarm2_rollouts.expert_label import CrossCheck
+from sarm2_rollouts.whole_file import whole_file
 
 Floats: TypeAlias = npt.NDArray[np.floating]
 
@@ -100,10 +101,8 @@ def _rank(pairs: Sequence[tuple[Floats, Floats]]) -> float | None:
 
 def save_checks(path: Path, checked: Sequence[CheckedEpisode]) -> None:
     """A task's episodes as JSON, unknown labels as null; the file appears when it is whole."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    fresh = path.with_suffix(".new")
-    fresh.write_text(json.dumps([_row(one) for one in checked], indent=1, allow_nan=False) + "\n")
-    fresh.replace(path)
+    with whole_file(path) as fresh:
+        fresh.write_text(json.dumps([_row(one) for one in checked], indent=1, allow_nan=False) + "\n")
 
 
 def load_checks(path: Path) -> list[CheckedEpisode]:

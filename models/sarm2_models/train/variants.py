@@ -32,6 +32,7 @@ from sarm2_models.train.windows import Frames
 from sarm2_models.value import ValueDecoder
 from sarm2_models.vocabulary import Vocabulary
 from sarm2_models.window import Float16Array, Float32Array, IntArray
+from sarm2_rollouts.whole_file import whole_file
 
 Variant: TypeAlias = Literal["ceiling", "full", "state_only", "images_only"]
 VARIANTS: tuple[Variant, ...] = ("ceiling", "full", "state_only", "images_only")
@@ -114,11 +115,9 @@ class Heads:
 
 def save_module(path: Path, module: nn.Module, *, half: bool = False) -> None:
     """Weights as safetensors, in float16 with `half`; the file appears when it is whole."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    fresh = path.with_suffix(".new")
     values = {name: value.detach().contiguous() for name, value in module.state_dict().items()}
-    save_file({name: value.half() if half else value for name, value in values.items()}, fresh)
-    fresh.replace(path)
+    with whole_file(path) as fresh:
+        save_file({name: value.half() if half else value for name, value in values.items()}, fresh)
 
 
 def load_heads(folder: Path, config: RewardModelConfig) -> Heads:

@@ -1,0 +1,150 @@
+"""The two datasets of an adaptation: the policy's rollouts, and episodes of the kind trained on before.
+
+Every `HELD_OUT`-th episode of each is kept back: half of those calibrate the adapted model, the other half
+measure it.
+
+Shapes: T frames, N episodes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from sarm2_client.errors import InvalidInput
+from sarm2_models.reward_model import RewardModel
+from sarm2_models.train.corpus import Corpus, index_dataset, load_corpus
+from sarm2_models.train.embed import embed_shard, load_embeddings
+from sarm2_models.train.loop import Tick
+from sarm2_models.train.windows import Frames
+from sarm2_models.window import BoolArray, IntArray
+from sarm2_rollouts.lerobot_reader import open_dataset
+from sarm2_rollouts.rollout_marks import as_marked
+
+HELD_OUT = 4
+PARTS = ("rollouts", "training")
+"""The two datasets, in the order in which they are read."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """A dataset as arrays: episodes to learn from, to calibrate on and to measure on."""
+
+    corpus: Corpus
+    frames: Frames
+
+    def only(self, chosen_N: BoolArray) -> Part:
+        """Some of the episodes."""
+        return Part(self.corpus.only(chosen_N), self.frames.only(chosen_N, self.corpus.length_N))
+
+    def as_marked(self) -> Part:
+        """The same with the progress that a person's marks would give every episode."""
+        corpus = self.corpus
+        curves = [
+            as_marked(corpus.progress_T[corpus.frames(number)], corpus.fps)
+            for number in range(corpus.episodes)
+        ]
+        progress_T = np.concatenate(curves) if curves else corpus.progress_T
+        return Part(replace(corpus, progress_T=progress_T), replace(self.frames, progress_T=progress_T))
+
+    @staticmethod
+    def joined(parts: Sequence[Part]) -> Part:
+        """Several, one after the other."""
+        return Part(
+            Corpus.joined([part.corpus for part in parts]), Frames.joined([part.frames for part in parts])
+        )
+
+
+def load_parts(
+    model: RewardModel,
+    rollouts: Path,
+    training: Path,
+    work: Path,
+    counts: Sequence[int],
+    field: str,
+    tick: Tick,
+) -> list[Part]:
+    """Both datasets, kept in `work` for a second start.
+
+    Raises InvalidInput, before anything is embedded, for too few episodes, and with `field` for more rollouts
+    in `counts` than there are to learn from.
+    """
+    roots = dict(zip(PARTS, (rollouts, training), strict=True))
+    tasks = _tasks(list(roots.values()))
+    corpora = {name: _indexed(model, root, work / name, tasks) for name, root in roots.items()}
+    for name, corpus in corpora.items():
+        _check_episodes(name, corpus)
+    _check_counts(counts, corpora[PARTS[0]], field)
+    return [_embedded(model, corpus, work / name, tick) for name, corpus in corpora.items()]
+
+
+def _tasks(roots: Sequence[Path]) -> list[str]:
+    names = {str(episode.task_name) for root in roots for episode in open_dataset(root, pictures=False)}
+    return sorted(names)
+
+
+def _indexed(model: RewardModel, root: Path, folder: Path, tasks: Sequence[str]) -> Corpus:
+    """A dataset without its pictures' embeddings; kept for a second start."""
+    if not (folder / "meta.json").exists():
+        index_dataset(root, folder, model.vocabulary, tasks)
+    return load_corpus(folder)
+
+
+def _embedded(model: RewardModel, corpus: Corpus, folder: Path, tick: Tick) -> Part:
+    """The same with them; kept as well."""
+    path, done = folder / "embeddings.npy", 0
+
+    def told(frames: int) -> None:
+        nonlocal done
+        done += frames
+        tick(done, len(corpus), f"embedding {folder.name}")
+
+    embed_shard(corpus, model.encoder, path, (0, len(corpus)), tick=told)
+    state_TS = model.statistics.standardise(corpus.state_TS)
+    return Part(corpus, Frames.of(corpus, load_embeddings([path]), state_TS, model.config.window))
+
+
+def split(parts: Sequence[Part], rollout_count: int | None) -> tuple[list[Part], list[Part], list[Part]]:
+    """Of each: what is learned from (of the rollouts, the first `rollout_count`), calibrates and measures."""
+    learned, calibrated, measured = [], [], []
+    for place, part in enumerate(parts):
+        held_N, turn_N = held_out(part.corpus.kind_N)
+        learn_N = ~held_N
+        if place == 0 and rollout_count is not None:
+            learn_N &= np.cumsum(learn_N) <= rollout_count
+        learned.append(part.only(learn_N))
+        calibrated.append(part.only(held_N & turn_N))
+        measured.append(part.only(held_N & ~turn_N))
+    return learned, calibrated, measured
+
+
+def _check_episodes(name: str, corpus: Corpus) -> None:
+    if held_out(corpus.kind_N)[0].sum() < 2:
+        raise InvalidInput(
+            f"{name}: adaptation needs at least {2 * HELD_OUT} rollouts and as many episodes of the training "
+            f"kind, got {corpus.episodes} here; record more",
+            field=name,
+        )
+
+
+def _check_counts(counts: Sequence[int], rollouts: Corpus, field: str) -> None:
+    most = int((~held_out(rollouts.kind_N)[0]).sum())
+    if max(counts, default=0) > most:
+        raise InvalidInput(
+            f"{field}: {max(counts)} rollouts to learn from, and {most} are there besides those held out; "
+            f"ask for {most} at most, or record more",
+            field=field,
+        )
+
+
+def held_out(kind_N: IntArray) -> tuple[BoolArray, BoolArray]:
+    """Every `HELD_OUT`-th episode of each kind, and those of them (every other one) that calibrate."""
+    by_kind_N = np.argsort(kind_N, kind="stable")
+    ranks = [np.arange(count) for count in np.unique(kind_N, return_counts=True)[1]]
+    held_N, turn_N = np.zeros(len(kind_N), dtype=bool), np.zeros(len(kind_N), dtype=bool)
+    held_N[by_kind_N] = np.concatenate(ranks) % HELD_OUT == HELD_OUT - 1
+    turn_N[by_kind_N] = np.cumsum(held_N[by_kind_N]) % 2 == 1
+    return held_N, turn_N
