@@ -213,12 +213,15 @@ def page(run: SpiralFolder, content: dict[str, Any], films: dict[str, Path]) -> 
         f"<figcaption>{html.escape(caption)}</figcaption></figure>"
         for caption, path in films.items()
     )
+    gains_caption = f"What frames gain; reward: {run.reward}"
+    if run.reward not in ("uniform", "success"):  # these weigh all frames of an episode alike
+        gains_caption += ". Frames that stay done weigh fully, too"
     pictures = "".join(
         f"<figure><img src='{name}.png' alt='{caption}'><figcaption>{caption}</figcaption></figure>"
         for name, caption in (
             ("success", "Success on the same fresh scenes, 95 % Wilson intervals"),
             ("curves", "Rollouts that the loop learned from; green: the simulator says success"),
-            ("gains", f"What frames gain; reward: {run.reward}. Frames that stay done weigh fully, too"),
+            ("gains", gains_caption),
         )
         if (run.report / f"{name}.png").exists()
     )
