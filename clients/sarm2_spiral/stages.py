@@ -239,17 +239,27 @@ def update(run: SpiralFolder, number: int, base: Base, data: Sequence[Data], tic
     """Round `number` of the residual update, on all data so far."""
     if run.learner(number).exists():
         return
-    config, checkpoint = run.config.update, run.round(number) / CHECKPOINT
+    config = run.config.update
     deployed = [past for past in range(1, number) if load_decision(run, past).deployed]
-    if deployed and not checkpoint.exists():  # a candidate that was not deployed leaves nothing behind
-        with whole_file(checkpoint) as fresh:
-            shutil.copyfile(run.round(deployed[-1]) / CHECKPOINT, fresh)
+    checkpoint = begin_checkpoint(run, number, deployed)
     torch.manual_seed(run.seed)
     learner = Learner(data[0].features[0].shape[1], len(ACTION_NAMES), config)
     learner.standardise.fit(torch.from_numpy(np.concatenate(data[0].features)))
     training = ResidualUpdate(learner, config, run.seed, checkpoint)
     training.run(make_replay(run, base, learner, data), *steps_until(number, deployed, config), tick)
     save_weights(run.learner(number), learner)
+
+
+def begin_checkpoint(run: SpiralFolder, number: int, deployed: Sequence[int]) -> Path:
+    """Where a round's update keeps its learner: at first that of the last candidate that was deployed.
+
+    A candidate that was not deployed leaves nothing behind. Without any the update begins afresh.
+    """
+    checkpoint = run.round(number) / CHECKPOINT
+    if deployed and not checkpoint.exists():
+        with whole_file(checkpoint) as fresh:
+            shutil.copyfile(run.round(deployed[-1]) / CHECKPOINT, fresh)
+    return checkpoint
 
 
 def steps_until(number: int, deployed: Sequence[int], config: UpdateConfig) -> tuple[int, int]:
