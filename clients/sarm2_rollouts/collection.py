@@ -40,7 +40,7 @@ class Collector(Protocol):
 
 def make_planned(entry: EpisodePlan, *, render: bool = True) -> Episode:
     """The scripted episode of a plan's entry."""
-    return run_episode(entry.task_name, entry.kind, entry.seed, render=render)
+    return run_episode(entry.task_name, entry.kind, entry.seed, render=render, uneven=entry.uneven)
 
 
 def iterate_episodes(

@@ -18,7 +18,7 @@ from sarm2_client.errors import InvalidInput
 from .episode import Episode, EpisodeKind
 from .experts import HAND
 from .labels import progress_of
-from .perturbations import Driver, Script, write_script
+from .perturbations import UNEVEN, Driver, Script, Unevenness, write_script
 from .simulator import Machine, Snapshot, borrow, give_back, load_state, save_state
 from .simulator_state import SIMULATOR_NAMES, read_simulator
 from .take import Take
@@ -171,11 +171,16 @@ class MetaWorldRobot:
 
 @dataclass(frozen=True)
 class EpisodePlan:
-    """An episode to be made: it is wholly determined by these three."""
+    """An episode to be made: it is wholly determined by these.
+
+    Attributes:
+        uneven: how uneven a `demo` is; other kinds do not ask.
+    """
 
     task_name: str
     kind: EpisodeKind
     seed: int
+    uneven: Unevenness = UNEVEN
 
 
 def run_episode(
@@ -186,8 +191,9 @@ def run_episode(
     image_size: int = IMAGE_SIZE,
     render: bool = True,
     watch: Watcher | None = None,
+    uneven: Unevenness = UNEVEN,
 ) -> Episode:
-    """Make one episode with full labels. Deterministic in (task, kind, seed) on one kind of machine.
+    """Make one episode with full labels. Deterministic in (task, kind, seed, uneven) on one kind of machine.
 
     A demonstration that does not succeed is tried again from a seed derived from this one;
     `info["simulator_seed"]` and `info["tries"]` tell. `info["mishaps"]` lists what went wrong on purpose
@@ -202,6 +208,7 @@ def run_episode(
         render: without it the episode has no cameras (for what needs labels only).
         watch: called with the robot at every frame, of failed tries too unless pictures are made; it must
             leave the robot as it was.
+        uneven: how uneven a `demo` is.
 
     Raises:
         NotFound: no such task.
@@ -209,7 +216,7 @@ def run_episode(
         InvalidInput: the simulator is not installed, or no demonstration succeeded in `MAX_TRIES` tries.
     """
     must_succeed = kind in ("clean_demo", "demo")
-    plan = EpisodePlan(task_name, kind, seed)
+    plan = EpisodePlan(task_name, kind, seed, uneven)
     for attempt in range(MAX_TRIES):
         # Pictures are nine tenths of the work, and those of a failed try would be thrown away: rehearse it.
         if must_succeed and render and not _Run(plan, attempt, 0).success:
@@ -240,7 +247,7 @@ class _Run:
         key = f"{plan.task_name}/{plan.kind}".encode()
         rng = np.random.default_rng([plan.seed, attempt, *key])
         self._simulator_seed = plan.seed if attempt == 0 else _seed_nearby(plan.seed, rng)
-        script = write_script(plan.kind, spec, rng)
+        script = write_script(plan.kind, spec, rng, plan.uneven)
         self._take = Take(plan.task_name, pictures=image_size > 0)
         with MetaWorldRobot(
             plan.task_name, self._simulator_seed, image_size or 1, render=image_size > 0

@@ -60,6 +60,17 @@ class Planned:
 
 
 @dataclass(frozen=True)
+class Unevenness:
+    """How uneven a demonstration is; see `Script`."""
+
+    noise: float = 0.2
+    bad_rate: float = 0.02
+
+
+UNEVEN = Unevenness()
+
+
+@dataclass(frozen=True)
 class Script:
     """One episode's plan.
 
@@ -78,12 +89,18 @@ class Script:
     wander: bool = False
 
 
-def write_script(kind: EpisodeKind, spec: TaskSpec, rng: np.random.Generator) -> Script:
-    """Draw the plan of an episode of `kind`. Raises ValueError for a kind that no robot makes."""
+def write_script(
+    kind: EpisodeKind, spec: TaskSpec, rng: np.random.Generator, uneven: Unevenness = UNEVEN
+) -> Script:
+    """Draw the plan of an episode of `kind`. Raises ValueError for a kind that no robot makes.
+
+    Args:
+        uneven: of a `demo`.
+    """
     if kind == "clean_demo":
         return Script(noise=0.03)
     if kind == "demo":
-        return Script(noise=0.2, bad_rate=0.02)
+        return Script(noise=uneven.noise, bad_rate=uneven.bad_rate)
     if kind == "random":
         return Script(max_steps=int(rng.integers(80, 150)), wander=True)
     if kind == "perturbed":

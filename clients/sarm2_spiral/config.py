@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from types import MappingProxyType
@@ -103,6 +104,8 @@ class LoopConfig:
 
     Attributes:
         demos: uneven demonstrations that the first policy is cloned from.
+        demo_noise: standard deviation of the noise on the demonstrator's motions (1 = one centimetre a step).
+        demo_bad_rate: its chance, at every step, of a bad segment: drift, freeze or fumble.
         first: rollouts of pi_1: the reward model is adapted to them, and they are the replay's first.
         adapt: whether the reward model is adapted at all.
         labels: of the rollouts it is adapted to: `marks`, as a person labels them (`rollout_marks`), or the
@@ -121,6 +124,8 @@ class LoopConfig:
     """
 
     demos: int = 25
+    demo_noise: float = 0.2
+    demo_bad_rate: float = 0.02
     first: int = 100
     adapt: bool = True
     labels: Labels = "marks"
@@ -138,9 +143,20 @@ class LoopConfig:
     gain_frames: int = 10
 
     def __post_init__(self) -> None:
-        for name, most in (("rounds", MOST_ROUNDS), ("first", ROUND_SEEDS), ("rollouts", ROUND_SEEDS)):
-            if not 0 <= getattr(self, name) <= most:
-                raise InvalidInput(f"{name}: expected 0 to {most}, got {getattr(self, name)}", field=name)
+        if 0.0 not in self.exploration:
+            raise InvalidInput(
+                f"exploration: expected a 0 among the noises, got {self.exploration}: candidates are tried "
+                "on the scenes that were flown without noise",
+                field="exploration",
+            )
+        # Noises take turns: with fewer rollouts than noises there may be none without.
+        least = {"rounds": 0, "rollouts": len(self.exploration)}
+        most = {"rounds": MOST_ROUNDS, "first": ROUND_SEEDS, "rollouts": ROUND_SEEDS}
+        for name in ("demos", "first", "rounds", "rollouts", "trial", "evaluation", "between", "longest"):
+            value, low, high = getattr(self, name), least.get(name, 1), most.get(name, math.inf)
+            if not low <= value <= high:
+                expected = f"{low} to {high}" if name in most else f"at least {low}"
+                raise InvalidInput(f"{name}: expected {expected}, got {value}", field=name)
 
 
 @dataclass(frozen=True)
@@ -154,10 +170,10 @@ class SpiralConfig:
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> SpiralConfig:
         """The inverse of `dataclasses.asdict`, through JSON. Raises InvalidInput for unknown fields."""
-        loop = {**data["loop"], "exploration": tuple(data["loop"]["exploration"])}
         try:
+            loop = {**data["loop"], "exploration": tuple(data["loop"]["exploration"])}
             return cls(PolicyConfig(**data["policy"]), UpdateConfig(**data["update"]), LoopConfig(**loop))
-        except TypeError as error:
+        except (TypeError, KeyError) as error:
             raise InvalidInput(f"the run was begun by another version of SPIRAL: {error}") from error
 
 

@@ -8,8 +8,10 @@ remember/                       a dataset: episodes of the kind RM1 was trained 
 rounds/0/rollouts/              a dataset: what pi_1 did
 rounds/K/rollouts/, trial/      datasets: what the deployed policy collected, and what the candidate tried
 rounds/K/learner.safetensors    the correction after round K, and its checkpoint with the optimisers
+rounds/K/losses.jsonl           how its update went
 rounds/K/decision.json          whether it was deployed, and why
 features/NAME/000000.npy        features of every frame of an episode
+features/probe.npy              how the service embedded a picture when the run was begun
 chunks/NAME/000000.npy          a given base policy's chunks for every frame of an episode
 evaluations/NAME.jsonl          one line an episode
 report/                         report.json, report.html and pictures
@@ -24,6 +26,7 @@ from typing import Any, Literal, TypeAlias
 from sarm2_client.errors import InvalidInput
 from sarm2_rollouts.episode import EpisodeKind
 from sarm2_rollouts.metaworld_robot import SEED_BLOCK, EpisodePlan
+from sarm2_rollouts.perturbations import Unevenness
 from sarm2_rollouts.run_record import settings_of
 from sarm2_spiral.config import ROUND_SEEDS, Ends, PolicyKind, SpiralConfig
 from sarm2_spiral.given_policy import GivenPolicy
@@ -32,6 +35,10 @@ from sarm2_spiral.progress import Reward
 Updater: TypeAlias = Literal["residual", "rabc"]
 """`residual`: a correction of the frozen base policy, learned by its critics. `rabc`: clone demonstrations
 and rollouts anew each round, weighted by what the frames gained."""
+
+RECIPE = 1
+"""Raised with every change of this package by which the same settings come to other numbers: a run that was
+begun before is then not gone on with, and not compared with later ones."""
 
 SEEDS = {
     "demos": 1_000_000,
@@ -46,6 +53,9 @@ kinds share a scene. What the reward model is trained and measured on lies below
 SPAN = 10_000_000
 RUNS_PER_SPAN = 50
 """The kinds lie 50 blocks apart: each further 50 runs have a span of their own."""
+
+LEAST_ADAPTED = 8
+"""Rollouts without which none would be left to measure an adapted model by (`sarm2 adapt` refuses fewer)."""
 
 MOST_SEED = 20_000
 """What the simulator takes as a scene's number ends at 2^32."""
@@ -63,8 +73,8 @@ class SpiralFolder:
         own_service: whether the service is the run's own, with its own reward model, which it may adapt.
         given: the base policy that other people trained, in the place of cloned ones.
 
-    Raises InvalidInput for a given policy with an updater that clones, or with a kind other than `image`, and
-    for a seed that has no scenes.
+    Raises InvalidInput for a given policy with an updater that clones, or with a kind other than `image`, for
+    a seed that has no scenes, and for fewer first rollouts than the reward model can be adapted to.
     """
 
     root: Path
@@ -86,6 +96,20 @@ class SpiralFolder:
                 f"kind image, not with {self.updater} and {self.kind}",
                 field="updater",
             )
+
+        loop = self.config.loop
+        if self.adapts and not (loop.first >= LEAST_ADAPTED and loop.remember >= LEAST_ADAPTED // 2):
+            raise InvalidInput(
+                f"first: a reward model is adapted to at least {LEAST_ADAPTED} rollouts, and to half as many "
+                f"episodes to `remember` of each kind, got {loop.first} and {loop.remember}; take more, or "
+                "leave the adaptation out",
+                field="first",
+            )
+
+    @property
+    def adapts(self) -> bool:
+        """Whether the loop adapts its reward model: one of its own, whose rewards it learns from."""
+        return self.config.loop.adapt and self.own_service and self.reward == "service"
 
     @property
     def rendered(self) -> bool:
@@ -149,6 +173,10 @@ class SpiralFolder:
         """Weights of the correction after a round."""
         return self.round(number) / "learner.safetensors"
 
+    def losses(self, number: int) -> Path:
+        """How a round's update went: a line of losses and values each few hundred steps."""
+        return self.round(number) / "losses.jsonl"
+
     def decision(self, number: int) -> Path:
         """Whether a round's candidate was deployed, and why."""
         return self.round(number) / "decision.json"
@@ -177,8 +205,9 @@ class SpiralFolder:
 
     def demo_plan(self) -> list[EpisodePlan]:
         """The demonstrations to record: uneven ones."""
-        first = self.first_seed("demos")
-        return [EpisodePlan(self.task, "demo", first + n) for n in range(self.config.loop.demos)]
+        first, loop = self.first_seed("demos"), self.config.loop
+        uneven = Unevenness(loop.demo_noise, loop.demo_bad_rate)
+        return [EpisodePlan(self.task, "demo", first + n, uneven) for n in range(loop.demos)]
 
     def rollout_plan(self, number: int) -> list[EpisodePlan]:
         """The rollouts of a round; those of round 0 are pi_1's."""
@@ -203,17 +232,27 @@ class SpiralFolder:
 
     @classmethod
     def of(cls, root: Path) -> SpiralFolder:
-        """The folder of a run that was begun. Raises Conflict where there is none."""
+        """The folder of a run that was begun.
+
+        Raises Conflict where there is none, InvalidInput for one of another kind or another version.
+        """
         found = settings_of(root)
-        config = SpiralConfig.from_dict(found["config"])
-        names = ("task", "policy", "seed", "reward", "updater")
-        task, kind, seed, reward, updater = (found[name] for name in names)
+        names = ("config", "task", "policy", "seed", "reward", "updater", "own_service")
+        missing = [name for name in names if name not in found]
+        if missing:
+            raise InvalidInput(
+                f"--out {root}: the run in it is none of SPIRAL's, or one of another version: its settings "
+                f"lack {', '.join(missing)}",
+                field="out",
+            )
+        config, task, kind, seed, reward, updater, own = (found[name] for name in names)
         given = GivenPolicy.from_dict(found["given"]) if "given" in found else None
-        return cls(root, task, kind, seed, config, reward, updater, given, found["own_service"])
+        return cls(root, task, kind, seed, SpiralConfig.from_dict(config), reward, updater, given, own)
 
     def settings(self) -> dict[str, Any]:
         """What must be equal for a run to be gone on with."""
         return {
+            "recipe": RECIPE,
             "task": self.task,
             "policy": self.kind,
             "seed": self.seed,

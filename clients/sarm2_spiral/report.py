@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import html
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from sarm2_rollouts.rabc import gains
 from sarm2_spiral.evaluation import success_rate
 from sarm2_spiral.folder import SpiralFolder
 from sarm2_spiral.replay import DONE_ABOVE
+from sarm2_spiral.residual_update import FIGURES
 from sarm2_spiral.stages import load_decision, rewards, smoothing
 from sarm2_spiral.targets import Float32Array, smoothed
 from sarm2_spiral.wilson import Rate
@@ -58,7 +59,7 @@ class Collected:
 
     @property
     def believed_failures(self) -> float | None:
-        """Share of the failures that the update takes for done (`DONE_ABOVE`); None without failures."""
+        """Share of the failures that end as if they were done (above `DONE_ABOVE`); None without failures."""
         pairs = zip(self.curves, self.successes, strict=True)
         ends = [float(curve_T[-1]) > DONE_ABOVE for curve_T, success in pairs if not success]
         return float(np.mean(ends)) if ends else None
@@ -96,11 +97,17 @@ def success_by_step(run: SpiralFolder) -> dict[str, Rate]:
     """Success of every policy that was evaluated, in order."""
     names = ["given", "bc", "offline", *(f"round{number}" for number in range(1, run.config.loop.rounds + 1))]
     plan = run.evaluation_plan(run.config.loop.evaluation)
-    return {name: success_rate(run.evaluation(name), plan) for name in names if run.evaluation(name).exists()}
+    found = {name: success_rate(run.evaluation(name), plan) for name in names}
+    return {name: rate for name, rate in found.items() if rate.trials}
+
+
+def rounds_through(run: SpiralFolder) -> int:
+    """How many rounds are decided."""
+    return sum(run.decision(number).exists() for number in range(1, run.config.loop.rounds + 1))
 
 
 def write_report(run: SpiralFolder, seconds: dict[str, float], films: dict[str, Path]) -> Path:
-    """Make every file of the report.
+    """Make every file of the report, of what is through so far.
 
     Args:
         seconds: what each stage took.
@@ -108,7 +115,7 @@ def write_report(run: SpiralFolder, seconds: dict[str, float], films: dict[str, 
     """
     run.report.mkdir(parents=True, exist_ok=True)
     steps = success_by_step(run)
-    rounds = range(1, run.config.loop.rounds + 1)
+    rounds = range(1, rounds_through(run) + 1)
     parts = [collected(run, number) for number in rounds]
     decisions = [vars(load_decision(run, number)) for number in rounds]
     draw_success(steps, run.report / "success.png")
@@ -119,6 +126,7 @@ def write_report(run: SpiralFolder, seconds: dict[str, float], films: dict[str, 
         {"demonstrations": rewards(run, run.demos), **{p.name: p.curves for p in parts}},
         run.report / "gains.png",
     )
+    draw_updates(run, rounds, run.report / "updates.png")
     content = {
         "settings": run.settings(),
         "seconds": seconds,
@@ -175,19 +183,42 @@ def draw_gains(run: SpiralFolder, by_name: dict[str, list[Float32Array]], path: 
     figure.savefig(path, dpi=130)
 
 
+def draw_updates(run: SpiralFolder, rounds: Iterable[int], path: Path) -> None:
+    """How the updates went, step by step; nothing where no critics learned."""
+    lines = [json.loads(line) for number in rounds for line in _lines(run.losses(number))]
+    if not lines:
+        return
+    shown = ("critic_loss", "value", "residual")
+    figure, axes = blank_axes(10.4, 2.8, len(shown), sharey=False)
+    for place, name in zip(axes, shown, strict=True):
+        told = sorted((line["step"], line[name]) for line in lines if name in line)
+        place.plot(*zip(*told, strict=True), color=BLUE, lw=1.4)
+        place.set_title(FIGURES[name], fontsize=9)
+        place.set_xlabel("update")
+        place.set_ylim(bottom=min(0.0, min(value for _, value in told)))
+    figure.savefig(path, dpi=130)
+
+
+def _lines(path: Path) -> list[str]:
+    return path.read_text().splitlines() if path.exists() else []
+
+
 def whiskers(rates: Sequence[Rate]) -> list[list[float]]:
     """How far the intervals reach below and above their rates, (2, rates), as matplotlib takes it."""
     return [[rate.value - rate.low for rate in rates], [rate.high - rate.value for rate in rates]]
 
 
-def blank_axes(width: float, height: float, columns: int = 1, rows: int = 1) -> tuple[Any, Any]:
-    """A figure of so many inches, and its panels row by row, (rows * columns,), with a common y axis."""
+def blank_axes(
+    width: float, height: float, columns: int = 1, rows: int = 1, *, sharey: bool = True
+) -> tuple[Any, Any]:
+    """A figure of so many inches, and its panels row by row, (rows * columns,), by default with a common y
+    axis."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
-    axes = figure.subplots(rows, columns, sharey=True, squeeze=False).ravel()
+    axes = figure.subplots(rows, columns, sharey=sharey, squeeze=False).ravel()
     for place in axes:
         place.spines[["top", "right"]].set_visible(False)
     return figure, axes
@@ -222,6 +253,7 @@ def page(run: SpiralFolder, content: dict[str, Any], films: dict[str, Path]) -> 
             ("success", "Success on the same fresh scenes, 95 % Wilson intervals"),
             ("curves", "Rollouts that the loop learned from; green: the simulator says success"),
             ("gains", gains_caption),
+            ("updates", "How the updates of the rounds went, one after the other"),
         )
         if (run.report / f"{name}.png").exists()
     )
@@ -229,6 +261,8 @@ def page(run: SpiralFolder, content: dict[str, Any], films: dict[str, Path]) -> 
     minutes = {name: seconds / 60 for name, seconds in content["seconds"].items()}
     took = ", ".join(f"{html.escape(name)} {value:.1f}" for name, value in minutes.items())
     policy = run.given or f"{run.kind} policy"
+    through, whole = len(content["rounds"]), run.config.loop.rounds
+    so_far = f"<p>So far: round {through} of {whole} is through.</p>" if through < whole else ""
     title = f"SPIRAL: {run.task}, {policy}, {run.updater}, reward {run.reward}, seed {run.seed}"
     return f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>{html.escape(title)}</title>
@@ -239,6 +273,7 @@ td, th {{ padding: .3rem .8rem; border-bottom: 1px solid #e4e8ee; text-align: le
 figure {{ margin: 1.5rem 0 }} img, video {{ max-width: 100% }} figcaption {{ color: #6b7686 }}
 </style></head><body>
 <h1>{html.escape(title)}</h1>
+{so_far}
 <h2>Success</h2>
 <table><tr><th>policy</th><th>success</th><th>95 % interval</th><th>episodes</th></tr>{success}</table>
 {pictures}

@@ -7,6 +7,7 @@ holds weights, slow copies and optimisers: a killed update that goes on ends wit
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -22,6 +23,14 @@ from sarm2_spiral.targets import actor_loss, critic_loss, hybrid_target
 
 CHECKPOINT_EVERY = 250
 
+FIGURES = {
+    "critic_loss": "squared error of the critics",
+    "value": "value that they give to what was done",
+    "actor_loss": "the actor's loss",
+    "residual": "size of its correction, root mean square",
+}
+"""What is written down of an update, as means over the steps since the last line."""
+
 Tick = Callable[[int, int], None]
 """Called with the steps done and the steps in all."""
 
@@ -33,10 +42,19 @@ class ResidualUpdate:
         learner: changed in place.
         seed: with the step number, of every draw.
         path: where the learner is kept with its optimisers between rounds, and inside one.
+        losses: a file that gets a line of means (`FIGURES`) whenever the learner is kept.
     """
 
-    def __init__(self, learner: Learner, config: UpdateConfig, seed: int, path: Path | None = None) -> None:
-        self.learner, self.config, self._seed, self._path = learner, config, seed, path
+    def __init__(
+        self,
+        learner: Learner,
+        config: UpdateConfig,
+        seed: int,
+        path: Path | None = None,
+        losses: Path | None = None,
+    ) -> None:
+        self.learner, self.config, self._seed, self._path, self._losses = learner, config, seed, path, losses
+        self._figures: dict[str, list[float]] = {}
         rate = config.learning_rate
         self._optimisers = {
             "critic": torch.optim.Adam(learner.critics.parameters(), lr=rate),
@@ -64,10 +82,21 @@ class ResidualUpdate:
     def _keep(self) -> None:
         if self._path is not None:
             save_checkpoint(self._path, self.learner, self._optimisers, self.step)
+        if self._losses is not None:
+            means = {name: float(np.mean(values)) for name, values in self._figures.items()}
+            with self._losses.open("a") as file:
+                file.write(json.dumps({"step": self.step} | means) + "\n")
+        self._figures.clear()
+
+    def _note(self, **figures: Tensor) -> None:
+        for name, value in figures.items():
+            self._figures.setdefault(name, []).append(float(value.detach()))
 
     def _critics(self, batch: Batch) -> None:
         value_NB = self.learner.critics(batch.features_BF, batch.chunk_BK)
-        self._descend("critic", critic_loss(value_NB, self.target(batch)))
+        loss = critic_loss(value_NB, self.target(batch))
+        self._descend("critic", loss)
+        self._note(critic_loss=loss, value=value_NB.mean())
 
     @torch.no_grad()
     def target(self, batch: Batch) -> Tensor:
@@ -88,7 +117,9 @@ class ResidualUpdate:
         base_RK = batch.base_BMK.flatten(0, 1)
         residual_RK = self.learner.actor(features_RF, base_RK)
         value_NR = self.learner.critics(features_RF, (base_RK + residual_RK).clamp(-1.0, 1.0))
-        self._descend("actor", actor_loss(value_NR, residual_RK, self.config.beta))
+        loss = actor_loss(value_NR, residual_RK, self.config.beta)
+        self._descend("actor", loss)
+        self._note(actor_loss=loss, residual=residual_RK.square().mean().sqrt())
 
     def _descend(self, name: str, loss: Tensor) -> None:
         optimiser = self._optimisers[name]

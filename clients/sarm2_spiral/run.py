@@ -20,6 +20,7 @@ deployed. What it tried goes into the replay all the same: so the critics learn 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -42,7 +43,7 @@ from sarm2_spiral.folder import SpiralFolder
 from sarm2_spiral.metrics import LoopMetrics
 from sarm2_spiral.patience import patiently
 from sarm2_spiral.pilot import Base, Pilot, load_base
-from sarm2_spiral.report import collected, write_report
+from sarm2_spiral.report import collected, rounds_through, write_report
 from sarm2_spiral.residual_update import Tick
 from sarm2_spiral.wilson import Rate
 
@@ -77,6 +78,7 @@ class SpiralRun:
     collector: Collector = iterate_episodes
     console: Console = field(default_factory=Console)
     metrics: LoopMetrics | None = None
+    _encoder_known: bool = field(default=False, init=False)
 
     def start(self, *, resume: bool) -> Path:
         """Do every stage that is not done yet. Returns the report's page.
@@ -88,7 +90,10 @@ class SpiralRun:
         self.begin(resume=resume)
         self._tell_again()
         for name, work in self.plan():
+            fresh = name not in finished_stages(self.run.root)
             self._record.do(name, work, self.console)
+            if fresh and name.startswith("evaluate"):
+                self._write({})  # films wait for the end
         return self.run.report / "report.html"
 
     def begin(self, *, resume: bool) -> None:
@@ -123,16 +128,12 @@ class SpiralRun:
         return done
 
     def write_report(self) -> Path:
-        """The report of a run whose rounds are through, with what was evaluated so far. Returns its page.
+        """The report of what is through so far. Returns its page.
 
-        Raises Conflict where a round is not through yet.
+        Raises Conflict where there are no demonstrations yet.
         """
-        finished = finished_stages(self.run.root)
-        missing = [
-            n for n, _ in self.plan() if n not in finished and not n.startswith(("evaluate", "report"))
-        ]
-        if missing:
-            raise Conflict(f"report: the stage {missing[0]!r} of {self.run.root} has to come first")
+        if "demos" not in finished_stages(self.run.root):
+            raise Conflict(f"report: the stage 'demos' of {self.run.root} has to come first")
         self._report()
         return self.run.report / "report.html"
 
@@ -247,6 +248,8 @@ class SpiralRun:
         run, root = self.run, self.run.round(number) / "trial"
         pilot = replace(self._candidate(number), stream=run.rendered, ends=run.ends)
         stages.collect(pilot, run.trial_plan(number), root, self.collector, self.console)
+        # Scores of two models are never compared: the service may have another one now.
+        self._score(self._place(f"round{number}"), f"round {number} again")
         self._score(root, f"trial {number}")
         decision = stages.decide(run, number, self._load(f"round{number}"), self._load(f"trial{number}"))
         word = "deployed" if decision.deployed else "not deployed"
@@ -255,14 +258,23 @@ class SpiralRun:
         )
 
     def _report(self) -> None:
-        write_report(self.run, finished_stages(self.run.root), self._films() if self.run.rendered else {})
+        self._write(self._films() if self.run.rendered else {})
+
+    def _write(self, films: dict[str, Path]) -> None:
+        write_report(self.run, finished_stages(self.run.root), films)
 
     def _films(self) -> dict[str, Path]:
-        films, rounds = {}, self.run.config.loop.rounds
+        films: dict[str, Path] = {}
+        first = "cloned" if self.run.given is None else "given"
+        pilots = {
+            first: self._pilot(self._base("bc"), None),
+            "improved": self.deployed(rounds_through(self.run)),
+        }
+        if any(isinstance(pilot.base, Path) and not pilot.base.exists() for pilot in pilots.values()):
+            return films
         for number in range(FILMS):
             entry = EpisodePlan(self.run.task, "policy", self.run.first_seed("pictures") + number)
-            first = "cloned" if self.run.given is None else "given"
-            for name, pilot in ((first, self.policy(self._first)), ("improved", self.deployed(rounds))):
+            for name, pilot in pilots.items():
                 path = self.run.report / f"{name}_{number}.mp4"
                 episode = replace(pilot, stream=True).fly(entry)
                 scores = patiently(partial(scores_of, self.client, episode), tell=self._say)
@@ -276,8 +288,8 @@ class SpiralRun:
         """A policy by its name: `bc`, `offline` or `given`, or what stood after `roundK`. Raises NotFound."""
         if name in (("bc", "offline") if self.run.given is None else ("given",)):
             pilot = self._pilot(self._base(name), None)
-        elif name.removeprefix("round").isdigit():
-            pilot = self.deployed(int(name.removeprefix("round")))
+        elif (number := re.fullmatch("round(0|[1-9][0-9]*)", name)) is not None:
+            pilot = self.deployed(int(number[1]))
         else:
             first = "bc, offline" if self.run.given is None else "given"
             raise NotFound(f"there is no policy {name!r}; expected {first}, round1, ...", field="policy")
@@ -305,11 +317,19 @@ class SpiralRun:
         """The policy that the loop begins with."""
         return "bc" if self.run.given is None else "given"
 
+    def _same_encoder(self) -> None:
+        """Raise Conflict where the service's encoder is another than when the run was begun."""
+        if not self._encoder_known:
+            stages.check_encoder(self.run, self.client.embed, self._say)
+            self._encoder_known = True
+
     def _base(self, name: str) -> Base:
         """A cloned base policy by its name, or the given one, which takes the place of them all."""
         return self.run.given or self.run.policy(name)
 
     def _pilot(self, base: Base, learner: Path | None) -> Pilot:
+        if self.run.kind == "image" and not self.run.own_service:
+            self._same_encoder()
         # Absolute: workers on other machines begin in folders of their own.
         base = base.absolute() if isinstance(base, Path) else base
         learner = learner and learner.absolute()

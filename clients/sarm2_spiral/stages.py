@@ -51,9 +51,15 @@ Rule: TypeAlias = Literal["alike", "gain", "lerobot"]
 """The weight of a frame in cloning: that of any other, `gain_weights`, or LeRobot's."""
 
 BoolArray: TypeAlias = npt.NDArray[np.bool_]
+Embed: TypeAlias = Callable[[Sequence[npt.NDArray[np.uint8]]], npt.NDArray[np.float16]]
+"""Pictures (H, W, 3) to their embeddings (N, D): `RewardClient.embed`."""
 
 CHECKPOINT = "learner.checkpoint.safetensors"
 ADAPT_TIMEOUT_S = 3600.0
+
+PROBE_SIDE = 96
+PROBE_COSINE = 0.99
+"""Devices, precisions and batches turn an embedding by far less, another encoder by far more."""
 
 
 @dataclass(frozen=True)
@@ -154,6 +160,23 @@ def adapt_reward_model(run: SpiralFolder, console: Console) -> None:
     console.print(done.stdout, highlight=False, markup=False)
 
 
+def check_encoder(run: SpiralFolder, embed: Embed, say: Say) -> None:
+    """Raise Conflict where the service embeds a picture otherwise than when the run was begun.
+
+    Its policies, and the features that are kept, know that encoder's embeddings alone.
+    """
+    ramp = np.linspace(0, 255, PROBE_SIDE, dtype=np.uint8)
+    picture = np.stack([*np.meshgrid(ramp, ramp), np.full((PROBE_SIDE, PROBE_SIDE), 128, np.uint8)], axis=-1)
+    now_D = patiently(lambda: embed([picture])[0], tell=say).astype(np.float32)
+    kept_D = kept_array(run.features("probe.npy"), lambda: now_D)
+    lengths = float(np.linalg.norm(kept_D) * np.linalg.norm(now_D))
+    if kept_D.shape != now_D.shape or kept_D @ now_D < PROBE_COSINE * lengths:
+        raise Conflict(
+            f"the run in {run.root} was begun with another image encoder than this service has: name a "
+            "service that has the same one with --server, or begin anew in another folder"
+        )
+
+
 def smoothing(run: SpiralFolder) -> float:
     """Standard deviation, in frames, that progress is smoothed with; a verdict is no curve."""
     return 0.0 if run.reward == "success" else run.config.loop.smooth
@@ -245,7 +268,7 @@ def update(run: SpiralFolder, number: int, base: Base, data: Sequence[Data], tic
     torch.manual_seed(run.seed)
     learner = Learner(data[0].features[0].shape[1], len(ACTION_NAMES), config)
     learner.standardise.fit(torch.from_numpy(np.concatenate(data[0].features)))
-    training = ResidualUpdate(learner, config, run.seed, checkpoint)
+    training = ResidualUpdate(learner, config, run.seed, checkpoint, run.losses(number))
     training.run(make_replay(run, base, learner, data), *steps_until(number, deployed, config), tick)
     save_weights(run.learner(number), learner)
 

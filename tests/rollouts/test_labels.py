@@ -21,7 +21,7 @@ from sarm2_rollouts.labels import (
     segments_of,
 )
 from sarm2_rollouts.metaworld_robot import TASKS, MetaWorldRobot, run_episode
-from sarm2_rollouts.perturbations import write_script
+from sarm2_rollouts.perturbations import Unevenness, write_script
 from sarm2_rollouts.simulator_state import SIMULATOR_NAMES, column
 
 
@@ -317,3 +317,12 @@ def test_a_script_is_drawn_from_its_generator_alone() -> None:
     spec = TASKS["hammer"]
     scripts = [write_script("perturbed", spec, np.random.default_rng(seed)) for seed in (1, 1, 2)]
     assert scripts[0] == scripts[1] != scripts[2]
+
+
+def test_demonstrations_are_as_uneven_as_they_are_asked_to_be() -> None:
+    spec, rough = TASKS["hammer"], Unevenness(noise=0.5, bad_rate=0.05)
+    script = write_script("demo", spec, np.random.default_rng(1), rough)
+    assert (script.noise, script.bad_rate) == (0.5, 0.05)
+    usual = write_script("demo", spec, np.random.default_rng(1))
+    assert (usual.noise, usual.bad_rate) == (0.2, 0.02)
+    assert write_script("clean_demo", spec, np.random.default_rng(1), rough).noise == 0.03

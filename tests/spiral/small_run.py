@@ -16,7 +16,7 @@ from sarm2_spiral.run import SpiralRun
 SMALL = SpiralConfig(
     replace(QUICK.policy, steps=40, width=32, batch=64),
     replace(QUICK.update, updates=20, critic_only=5, width=32, batch=32),
-    replace(QUICK.loop, demos=3, first=2, rounds=2, rollouts=3, trial=1, evaluation=2, between=1, longest=25),
+    replace(QUICK.loop, demos=3, first=8, rounds=2, rollouts=3, trial=1, evaluation=2, between=1, longest=25),
 )
 
 

@@ -46,7 +46,7 @@ def test_every_bar_has_its_run_its_control_and_its_demonstrations() -> None:
         assert len([cell for cell in found if (cell.task, cell.kind) == (task, kind)]) == 7
     for cell in found:
         run = cell.folder(Path("out"), 2, METAWORLD)
-        assert run.config.loop.demos == DEMOS[cell.task, cell.kind]
+        assert run.config.loop.demos == DEMOS[cell.task, cell.kind].count
         assert run.root == Path("out") / cell.name / "seed2"
 
 

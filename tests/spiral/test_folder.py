@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
@@ -9,11 +10,12 @@ from typing import Any
 
 import pytest
 
-from sarm2_client.errors import InvalidInput
+from sarm2_client.errors import Conflict, InvalidInput
 from sarm2_rollouts.metaworld_robot import SEED_BLOCK
+from sarm2_rollouts.run_record import RunRecord
 from sarm2_spiral.comparison.cells import SEEDS as COMPARED
 from sarm2_spiral.config import METAWORLD, MOST_ROUNDS, ROUND_SEEDS
-from sarm2_spiral.folder import MOST_SEED, SEEDS, SpiralFolder
+from sarm2_spiral.folder import MOST_SEED, RECIPE, SEEDS, SpiralFolder
 
 
 def folder(seed: int, **loop: Any) -> SpiralFolder:
@@ -39,10 +41,22 @@ def test_no_two_rounds_share_a_scene_and_all_stay_in_their_block() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "value"), [("rounds", 20), ("first", 1001), ("rollouts", 1001), ("rounds", -1)]
+    ("name", "value", "expected"),
+    [
+        ("rounds", 20, "0 to 19"),
+        ("rounds", -1, "0 to 19"),
+        ("first", 1001, "1 to 1000"),
+        ("first", 0, "1 to 1000"),
+        ("rollouts", 1001, "3 to 1000"),
+        ("rollouts", 2, "3 to 1000"),
+        ("trial", 0, "at least 1"),
+        ("demos", 0, "at least 1"),
+        ("evaluation", 0, "at least 1"),
+        ("exploration", (0.1, 0.2), "a 0 among the noises"),
+    ],
 )
-def test_more_than_there_are_scenes_for_is_refused(name: str, value: int) -> None:
-    with pytest.raises(InvalidInput, match=f"{name}: expected 0 to .*, got {value}"):
+def test_a_loop_that_could_not_end_is_refused_before_it_begins(name: str, value: Any, expected: str) -> None:
+    with pytest.raises(InvalidInput, match=f"{name}: expected {expected}.*, got {re.escape(str(value))}"):
         folder(0, **{name: value})
 
 
@@ -50,3 +64,13 @@ def test_more_than_there_are_scenes_for_is_refused(name: str, value: int) -> Non
 def test_a_seed_without_scenes_is_refused(seed: int) -> None:
     with pytest.raises(InvalidInput, match=f"seed: expected 0 to {MOST_SEED}, got {seed}"):
         folder(seed)
+
+
+def test_a_run_of_an_older_recipe_is_not_gone_on_with(tmp_path: Path) -> None:
+    run = replace(folder(0), root=tmp_path / "run")
+    older = {**run.settings(), "recipe": RECIPE - 1}
+    RunRecord(run.root, older).open(resume=False)
+    with pytest.raises(Conflict, match=r"other settings \(recipe\)"):
+        RunRecord(run.root, run.settings()).open(resume=True)
+    assert not RunRecord(run.root, run.settings()).whole
+    assert SpiralFolder.of(run.root) == run

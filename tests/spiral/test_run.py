@@ -25,6 +25,7 @@ from sarm2_spiral.config import SpiralConfig
 from sarm2_spiral.features import Float32Array, StateFeatures
 from sarm2_spiral.folder import SpiralFolder, Updater
 from sarm2_spiral.progress import Reward
+from sarm2_spiral.residual_update import FIGURES
 from sarm2_spiral.run import SpiralRun
 from spiral.small_run import SMALL, quiet_run
 
@@ -147,6 +148,31 @@ def test_a_run_on_ray_comes_to_the_same_weights(
     finally:
         ray.shutdown()
     assert weights(tmp_path / "run") == weights(finished.run.root)
+
+
+def test_every_update_leaves_a_trace_of_how_it_went(finished: SpiralRun) -> None:
+    folder, updates = finished.run, SMALL.update.updates
+    for number in (1, 2):
+        (told,) = [json.loads(line) for line in folder.losses(number).read_text().splitlines()]
+        assert told.keys() == {"step", *FIGURES}
+        assert told["step"] == number * updates
+        assert told["critic_loss"] > 0
+        assert 0 < told["residual"] <= SMALL.update.scale
+    assert (folder.report / "updates.png").exists()
+
+
+def test_a_run_that_is_not_through_has_a_report_of_what_there_is(tmp_path: Path) -> None:
+    run = a_run(tmp_path / "run")
+    run.begin(resume=False)
+    with pytest.raises(Conflict, match="'demos'"):
+        run.write_report()
+    run.step("demos", "bc")
+    run.judge("bc", 1)
+    page = run.write_report().read_text()
+    assert "So far: round 0 of 2 is through." in page
+    report = json.loads((run.run.report / "report.json").read_text())
+    assert list(report["success"]) == ["bc"]
+    assert report["rounds"] == []
 
 
 def test_a_stage_out_of_turn_says_what_comes_first(tmp_path: Path) -> None:

@@ -7,9 +7,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 
-from sarm2_client.errors import NotFound
+from sarm2_client.errors import Conflict, NotFound
 from sarm2_rollouts.metaworld_robot import ACTION_NAMES
 from sarm2_rollouts.whole_file import whole_file
 from sarm2_spiral import stages
@@ -97,3 +98,31 @@ def test_an_update_begins_afresh_where_none_was_deployed(tmp_path: Path) -> None
     run = a_run(tmp_path / "run", config())
     (run.round(1) / stages.CHECKPOINT).write_bytes(b"1")
     assert not stages.begin_checkpoint(run, 2, []).exists()
+
+
+def by_colour(pictures: Sequence[npt.NDArray[np.uint8]]) -> npt.NDArray[np.float16]:
+    """An encoder: the mean colour of a picture's quarters."""
+    quarters = [[p[:h, :w].mean((0, 1)) for h in (48, 96) for w in (48, 96)] for p in pictures]
+    return np.array(quarters, dtype=np.float16).reshape(len(pictures), -1)
+
+
+def by_edges(pictures: Sequence[npt.NDArray[np.uint8]]) -> npt.NDArray[np.float16]:
+    """Another one, of the same width: how much every colour changes along its sides."""
+    rows = [np.abs(np.diff(p.astype(float), axis=a)).mean((0, 1)) for p in pictures for a in (0, 1, 0, 1)]
+    return np.array(rows, dtype=np.float16).reshape(len(pictures), -1)
+
+
+def other_device(pictures: Sequence[npt.NDArray[np.uint8]]) -> npt.NDArray[np.float16]:
+    return by_colour(pictures) + np.float16(0.05)
+
+
+def test_a_run_keeps_to_the_encoder_that_it_was_begun_with(tmp_path: Path) -> None:
+    run = a_run(tmp_path / "run", config())
+    for _ in range(2):
+        stages.check_encoder(run, by_colour, print)
+    stages.check_encoder(
+        run, lambda pictures: by_colour(pictures) + np.float16(0.05), print
+    )  # another device
+    for other in (by_edges, lambda pictures: by_colour(pictures)[:, :6]):
+        with pytest.raises(Conflict, match="another image encoder"):
+            stages.check_encoder(run, other, print)

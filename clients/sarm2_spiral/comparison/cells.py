@@ -32,21 +32,30 @@ ARMS: MappingProxyType[Arm, tuple[Reward, Updater, bool, str]] = MappingProxyTyp
 )
 """Reward, updater, adaptation, and what the arm is."""
 
-DEMOS: MappingProxyType[tuple[str, PolicyKind], int] = MappingProxyType(
+
+@dataclass(frozen=True)
+class Demonstrations:
+    """What pi_1 is cloned from: how many, and how uneven (see `LoopConfig`)."""
+
+    count: int
+    noise: float = 0.2
+    bad_rate: float = 0.02
+
+
+DEMOS: MappingProxyType[tuple[str, PolicyKind], Demonstrations] = MappingProxyType(
     {
-        ("hammer", "image"): 12,
-        ("drawer-open", "image"): 8,
-        ("bin-picking", "state"): 7,
-        ("pick-place", "state"): 16,
-        ("pick-place", "image"): 25,
-        ("hammer", "state"): 10,
+        ("hammer", "image"): Demonstrations(12),
+        ("drawer-open", "image"): Demonstrations(8, noise=0.5, bad_rate=0.05),
+        ("bin-picking", "state"): Demonstrations(7),
+        ("pick-place", "state"): Demonstrations(16),
+        ("pick-place", "image"): Demonstrations(25),
+        ("hammer", "state"): Demonstrations(10),
     }
 )
-"""Uneven demonstrations, meant to be so many that pi_1 succeeds in 40 to 65 % of the scenes, in the mean of
-seeds: single ones differ more than counts do (7 of bin-picking: .28, .75 and .88). Images of drawer-open have
-no such count: three seeds, 40 to 60 scenes each, gave .28 with one demonstration, .88 with 2, .88 with 3, .81
-with 5 and .75 with 8; two gave .78 with 10, one .92 with 18. 8 are the nearest from which a policy has
-seen more than one scene. Images of pick-place are not tuned."""
+"""Meant to be such that pi_1 succeeds in 40 to 65 % of the scenes, in the mean of seeds: single ones differ
+more than counts do (7 of bin-picking: .28, .75 and .88). No count of the usual demonstrations does that for
+images of drawer-open (three seeds: .28 with one, .88 with 2, .88 with 3, .81 with 5, .75 with 8), but
+8 rougher ones do: TODO. Images of pick-place are not tuned."""
 
 MAIN: tuple[tuple[str, PolicyKind], ...] = (
     ("hammer", "image"),
@@ -56,8 +65,9 @@ MAIN: tuple[tuple[str, PolicyKind], ...] = (
 )
 """What the bars are about."""
 
-SEEDS = (0, 4, 5)
-"""Of training. 1 to 3 are left out: counts were tuned on scenes of theirs."""
+SEEDS = (10, 11, 12)
+"""Of training. 0 to 5 are left out: the loop was tuned on seeds from 100 on, but what to look at was learned
+from earlier comparisons, which flew these."""
 
 CONTROLLED: tuple[tuple[str, PolicyKind], ...] = (("hammer", "state"), ("pick-place", "state"))
 """What every control is run on."""
@@ -77,12 +87,18 @@ class Cell:
         return f"{self.task}/{self.kind}/{self.arm}"
 
     def folder(self, root: Path, seed: int, base: SpiralConfig) -> SpiralFolder:
-        """Its run at a seed, with the settings of a preset and its own number of demonstrations."""
+        """Its run at a seed, with the settings of a preset and its own demonstrations."""
         reward, updater, adapt, _ = ARMS[self.arm]
-        demos = min(DEMOS[self.task, self.kind], base.loop.demos)
-        config = replace(base, loop=replace(base.loop, demos=demos, adapt=adapt))
+        demos = DEMOS[self.task, self.kind]
+        loop = replace(
+            base.loop,
+            adapt=adapt,
+            demos=min(demos.count, base.loop.demos),
+            demo_noise=demos.noise,
+            demo_bad_rate=demos.bad_rate,
+        )
         place = root / self.name / f"seed{seed}"
-        return SpiralFolder(place, self.task, self.kind, seed, config, reward, updater)
+        return SpiralFolder(place, self.task, self.kind, seed, replace(base, loop=loop), reward, updater)
 
 
 def cells() -> Iterator[Cell]:
