@@ -12,9 +12,9 @@ from PIL import Image, ImageDraw, ImageFont
 
 from sarm2_client import wire
 from sarm2_client.errors import InvalidInput
-from sarm2_client.images import ImageHWC, decode_jpeg
+from sarm2_client.images import ImageHWC
 from sarm2_rollouts.episode import Episode
-from sarm2_rollouts.plots import GRID, INK, MUTED, PREDICTED, TRUE
+from sarm2_rollouts.plots import GRID, INK, MUTED, PREDICTED, TRUE, shown_picture
 from sarm2_rollouts.video import VideoWriter
 
 VIEW_PX: Final = 240
@@ -43,7 +43,7 @@ def draw_video(path: Path | str, episode: Episode, scores: Sequence[wire.Score] 
         for frame in range(len(episode)):
             picture = Image.new("RGB", (width, VIEW_PX + PANEL_PX), "white")
             for place, files in enumerate(episode.images.values()):
-                picture.paste(_view(decode_jpeg(files[frame])), (place * VIEW_PX, 0))
+                picture.paste(_view(shown_picture(files[frame])), (place * VIEW_PX, 0))
             _Panel(picture, len(episode)).draw(episode, known, frame)
             film.write(np.asarray(picture, dtype=np.uint8))
     return path

@@ -94,9 +94,13 @@ class Dataset:
         return int(self._row(index)["length"])
 
     def episode_frames(self, index: int) -> range:
-        """The global indices of an episode's frames."""
+        """The global indices of an episode's frames. Raises InvalidInput where the dataset does not say."""
         row = self._row(index)
-        first = int(row["dataset_from_index"])
+        first = row.get("dataset_from_index")
+        if not isinstance(first, int):
+            raise InvalidInput(
+                f"expected whole numbers in the column 'dataset_from_index' of meta/episodes in {self.root}"
+            )
         return range(first, first + int(row["length"]))
 
     def episode(self, index: int) -> Episode:
@@ -295,8 +299,14 @@ def _info_object(text: Any) -> dict[str, Any]:
 
 
 def _as_jpeg(data: bytes) -> bytes:
-    """A stored picture as a JPEG file: itself, if it is one."""
-    return data if data[:2] == b"\xff\xd8" else encode_jpeg(_decode_stored(data))
+    """A stored picture as a JPEG file: itself, if it is one, or is damaged. Whoever looks at it can then say
+    which frame that is, and the others of its episode are not lost with it."""
+    if data[:2] == b"\xff\xd8":
+        return data
+    try:
+        return encode_jpeg(_decode_stored(data))
+    except InvalidImage:
+        return data
 
 
 def _decode_stored(data: bytes) -> ImageHWC:

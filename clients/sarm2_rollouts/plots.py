@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 
 from sarm2_client import wire
-from sarm2_client.errors import InvalidInput
-from sarm2_client.images import decode_jpeg, read_jpeg_header
+from sarm2_client.errors import InvalidImage, InvalidInput
+from sarm2_client.images import ImageHWC, decode_jpeg
 from sarm2_rollouts.episode import Episode
 
 if TYPE_CHECKING:
@@ -150,7 +150,7 @@ def _draw_frames(axes: Axes, episode: Episode, camera: str) -> None:
     files = episode.images[camera]
     for column in range(KEY_FRAMES):
         middle = min(len(files) - 1, int((column + 0.5) / KEY_FRAMES * len(files)))
-        picture = decode_jpeg(files[middle])
+        picture = shown_picture(files[middle])
         extent = (column + MARGIN, column + 1 - MARGIN, 0.0, 1.0)
         axes.imshow(picture, extent=extent, aspect="auto", interpolation="lanczos")
     axes.set_xlim(0, KEY_FRAMES)
@@ -159,9 +159,17 @@ def _draw_frames(axes: Axes, episode: Episode, camera: str) -> None:
     axes.text(-0.06, 0.5, camera, ha="right", va="center", fontsize=10, color=MUTED, clip_on=False)
 
 
+def shown_picture(data: bytes) -> ImageHWC:
+    """A stored picture, or a grey one where it is damaged: the rest of the episode is still to be seen."""
+    try:
+        return decode_jpeg(data)
+    except InvalidImage:
+        return np.full((3, 4, 3), 128, dtype=np.uint8)
+
+
 def _aspect(data: bytes) -> float:
-    header = read_jpeg_header(data)
-    return header.height / header.width
+    height, width, _ = shown_picture(data).shape
+    return float(height / width)
 
 
 def _draw_progress(axes: Axes, episode: Episode, scores: Sequence[wire.Score]) -> None:

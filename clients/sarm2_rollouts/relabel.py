@@ -23,7 +23,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from sarm2_client.errors import Conflict, InvalidInput
+from sarm2_client.errors import Conflict, InvalidInput, NotFound
 from sarm2_rollouts.episode import Episode
 from sarm2_rollouts.episode_scorer import EpisodeScorer, EpisodeScores
 from sarm2_rollouts.lerobot_reader import Dataset
@@ -111,6 +111,9 @@ def relabel(
         changed meanwhile. InvalidInput: a frame could not be scored; every other episode is kept, so that a
         second try only repeats the failed ones.
     """
+    if not len(dataset):
+        raise InvalidInput(f"{dataset.root} holds no episode; there is nothing to relabel", field="dataset")
+    dataset.episode_frames(0)  # a dataset that cannot be written to is told before anything is scored
     parts, model = dataset.root / PARTS, scorer.model
     _claim(parts, {"model": model, "frames": dataset.frames, **asked}, restart)
     failures: list[tuple[int, int, str]] = []
@@ -118,7 +121,7 @@ def relabel(
         place = parts / f"{index:06d}.parquet"
         failed = _kept_failures(place)
         if failed is None or (failed and not skip_failed):
-            scores = scorer.score(prepare(dataset.episode(index)))
+            scores = _scores(dataset, index, prepare, scorer)
             if (now := scorer.model) != model:
                 raise Conflict(f"{model} scored {index} episodes, and now {now} answers; {FORGET}")
             failed = scores.failures
@@ -182,7 +185,7 @@ def curves(path: Path) -> Iterator[npt.NDArray[np.float32]]:
 def _claim(parts: Path, wanted: dict[str, object], restart: bool) -> None:
     """Make the folder of parts the scores of this model, of these frames, for these words alone."""
     owner = parts / "asked.json"
-    if restart and parts.exists():
+    if parts.exists() and (restart or not owner.exists()):  # without it a kill has left them half deleted
         shutil.rmtree(parts)
     before = json.loads(owner.read_text()) if owner.exists() else wanted
     for name in sorted(before.keys() | wanted.keys()):
@@ -194,6 +197,20 @@ def _claim(parts: Path, wanted: dict[str, object], restart: bool) -> None:
             )
     with whole_file(owner) as fresh:
         fresh.write_text(json.dumps(wanted))
+
+
+def _scores(
+    dataset: Dataset, index: int, prepare: Callable[[Episode], Episode], scorer: EpisodeScorer
+) -> EpisodeScores:
+    """One score a frame; none at all of an episode whose files cannot be read."""
+    try:
+        episode = dataset.episode(index)
+    except (InvalidInput, NotFound) as error:
+        count = dataset.episode_length(index)
+        failures = ((0, f"the episode cannot be read: {error.message}"),)
+        nothing_T = np.full(count, np.nan, dtype=np.float32)
+        return EpisodeScores(nothing_T, ("",) * count, np.ones(count, dtype=bool), failures)
+    return scorer.score(prepare(episode))
 
 
 def _kept_failures(part: Path) -> tuple[tuple[int, str], ...] | None:

@@ -23,7 +23,7 @@ from sarm2_cli.scoring import (
     with_names,
 )
 from sarm2_client.errors import InvalidInput
-from sarm2_rollouts.episode_scorer import scores_of
+from sarm2_rollouts.episode_scorer import stream_episode
 from sarm2_rollouts.lerobot_reader import open_dataset
 
 
@@ -57,21 +57,28 @@ def score(
             raise InvalidInput(
                 f"--episode {index}: the dataset has episodes 0 to {len(episodes) - 1}", field="episode"
             )
-    names = camera_names(camera or [])
+    names, failed = camera_names(camera or []), 0
     out.mkdir(parents=True, exist_ok=True)
     with reached(server, bundle) as client, Progress(console=Console(stderr=True)) as bar:
         for index in bar.track(chosen, description="episodes"):
             loaded = with_names(episodes.episode(index), names, task)
-            scores = scores_of(client, loaded, source)
+            live = stream_episode(client, loaded, source)
+            scores, failed = live.scores, failed + len(live.errors)
+            for error in live.errors:
+                bar.console.print(
+                    f"[yellow]episode {index} frame {error.seq}[/yellow]: {error.message}", highlight=False
+                )
+            if not scores:
+                continue
             stem = out / f"episode_{index:06d}"
             stem.with_suffix(".json").write_bytes(msgspec.json.encode(scores))
             draw_episode(stem.with_suffix(".png"), loaded, scores=scores, title=loaded.task)
             if video:
                 draw_video(stem.with_suffix(".mp4"), loaded, scores)
-            last = scores[-1]
-            bar.console.print(
-                json.dumps(
-                    {"episode": index, "frames": len(scores), "final_progress": round(last.progress, 4)}
-                ),
-                highlight=False,
-            )
+            told = {"episode": index, "frames": len(scores), "final_progress": round(scores[-1].progress, 4)}
+            bar.console.print(json.dumps(told), highlight=False)
+    if failed:
+        raise InvalidInput(
+            f"{failed} frames could not be scored (they are named above, and missing in what was drawn)",
+            field="frames",
+        )

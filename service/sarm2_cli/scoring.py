@@ -15,6 +15,7 @@ from sarm2_client.client import RewardClient
 from sarm2_client.errors import InvalidInput
 from sarm2_client.wire import EpisodeSource
 from sarm2_rollouts.episode import Episode
+from sarm2_rollouts.lerobot_format import camera_name as short_name
 
 DatasetFolder: TypeAlias = Annotated[Path, typer.Argument(help="Root folder of a LeRobotDataset v3.0.")]
 Bundle: TypeAlias = Annotated[
@@ -40,13 +41,21 @@ Source: TypeAlias = Annotated[
 
 
 def camera_names(pairs: list[str]) -> dict[str, str]:
-    """Parse `--camera MODEL=DATASET` into {dataset camera: model camera}."""
-    names = {}
+    """Parse `--camera MODEL=DATASET` into {dataset camera: model camera}. Raises InvalidInput for a pair that
+    is none, or a camera that is named twice."""
+    names: dict[str, str] = {}
     for pair in pairs:
         model_camera, equals, dataset_camera = pair.partition("=")
         if not (model_camera and equals and dataset_camera):
             raise InvalidInput(f"--camera {pair!r}: expected MODEL_CAMERA=DATASET_CAMERA", field="camera")
-        names[dataset_camera.removeprefix("observation.images.")] = model_camera
+        name = short_name(dataset_camera)
+        if name in names or model_camera in names.values():
+            twice = dataset_camera if name in names else model_camera
+            raise InvalidInput(
+                f"--camera {pair!r}: {twice!r} is named twice; a camera of the dataset is one of the model's",
+                field="camera",
+            )
+        names[name] = model_camera
     return names
 
 
@@ -58,7 +67,12 @@ def with_names(episode: Episode, names: dict[str, str], task: str | None) -> Epi
             f"--camera: the dataset has no camera {unknown[0]!r}; it has {', '.join(episode.images)}",
             field="camera",
         )
-    images = {names.get(camera, camera): files for camera, files in episode.images.items()}
+    taken = set(names.values())  # by a camera that was asked for: another one of that name steps back
+    images = {
+        names.get(camera, camera): files
+        for camera, files in episode.images.items()
+        if camera in names or camera not in taken
+    }
     return replace(episode, images=images, task=task or episode.task)
 
 

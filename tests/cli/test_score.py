@@ -8,11 +8,14 @@ from pathlib import Path
 import pytest
 
 import fakes
+from cli.small_dataset import LENGTH, damage, recorded
 from running_server import RunningServer
 from sarm2_cli.score import score
-from sarm2_cli.scoring import camera_names
+from sarm2_cli.scoring import camera_names, with_names
 from sarm2_client.errors import InvalidInput
 from sarm2_models.checkpoint import load_bundle
+from sarm2_rollouts.lerobot_writer import write_dataset
+from sarm2_rollouts.video import read_frames
 
 PNG = b"\x89PNG"
 
@@ -71,6 +74,11 @@ def test_another_instruction_is_scored_as_an_unknown_task(
         ({"server": "127.0.0.1:8765", "bundle": Path("x")}, "exclude each other"),
         ({"camera": ["wrist"]}, "MODEL_CAMERA=DATASET_CAMERA"),
         ({"camera": ["wrist=hand"], "server": "127.0.0.1:8765"}, "no camera 'hand'"),
+        ({"camera": ["wrist=a", "wrist=b"]}, "'wrist' is named twice"),
+        (
+            {"camera": ["wrist=top", "corner=observation.images.top"]},
+            "'observation.images.top' is named twice",
+        ),
     ],
 )
 def test_wrong_options_name_what_was_expected(
@@ -81,8 +89,31 @@ def test_wrong_options_name_what_was_expected(
 
 
 def test_camera_names_map_the_datasets_to_the_models() -> None:
-    assert camera_names(["wrist=observation.images.hand", "top=overhead"]) == {
+    assert camera_names(["wrist=observation.images.hand", "top=overhead", "side=observation.left"]) == {
         "hand": "wrist",
         "overhead": "top",
+        "left": "side",
     }
     assert len(fakes.CAMERAS) == 3
+
+
+def test_a_camera_that_is_asked_for_takes_the_place_of_its_namesake() -> None:
+    episode = recorded(0)
+    first, second, third = fakes.CAMERAS
+    shown = with_names(episode, camera_names([f"{first}={second}"]), None)
+    assert list(shown.images) == [first, third]
+    assert shown.images[first] == episode.images[second]
+
+
+def test_a_damaged_picture_costs_its_own_frame_alone(bundle: Path, tmp_path: Path) -> None:
+    write_dataset([recorded(0), recorded(1)], tmp_path / "d", storage="image")
+    damage(tmp_path / "d", episode=0, frame=7)
+    with pytest.raises(InvalidInput, match="1 frames could not be scored"):
+        call(tmp_path / "d", tmp_path / "out", bundle=bundle)
+    scores = json.loads((tmp_path / "out" / "episode_000000.json").read_bytes())
+    assert [one["seq"] for one in scores] == [seq for seq in range(LENGTH) if seq != 7]
+    for index in (0, 1):
+        assert (tmp_path / "out" / f"episode_{index:06d}.png").read_bytes().startswith(PNG)
+        film = list(read_frames(tmp_path / "out" / f"episode_{index:06d}.mp4", 0.0, LENGTH, fakes.FPS))
+        assert len(film) == LENGTH
+        assert all(picture.std() > 20 for picture in film)

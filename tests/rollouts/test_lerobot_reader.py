@@ -313,15 +313,42 @@ def test_an_episode_with_missing_rows_is_cut_short(root: Path) -> None:
         open_dataset(root).episode(1)
 
 
-@pytest.mark.parametrize("cell", [None, {"bytes": None, "path": "x.png"}, {"bytes": b"GIF89a", "path": ""}])
-def test_a_picture_that_cannot_be_decoded_is_refused(image_root: Path, cell: Any) -> None:
+@pytest.mark.parametrize("cell", [None, {"bytes": None, "path": "x.png"}])
+def test_a_picture_that_is_not_there_is_refused(image_root: Path, cell: Any) -> None:
     kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
     change(
         image_root / DATA,
         lambda table: replaced(table, "observation.images.corner", pa.array([cell] * table.num_rows, kind)),
     )
-    with pytest.raises((InvalidInput, InvalidImage)):
+    with pytest.raises(InvalidInput, match="picture's bytes"):
         open_dataset(image_root).episode(0)
+
+
+def test_a_picture_that_cannot_be_decoded_is_handed_on_and_refused_where_it_is_looked_at(
+    image_root: Path,
+) -> None:
+    kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    cell = {"bytes": b"GIF89a", "path": ""}
+
+    def damaged(table: pa.Table) -> pa.Table:
+        cells = table["observation.images.corner"].to_pylist()
+        return replaced(table, "observation.images.corner", pa.array([cell, *cells[1:]], kind))
+
+    change(image_root / DATA, damaged)
+    dataset = open_dataset(image_root)
+    files = dataset.episode(0).images["corner"]
+    assert files[0] == b"GIF89a"
+    assert decode_jpeg(files[1]).shape == picture(1).shape
+    with pytest.raises(InvalidImage):
+        next(dataset.images(0, "corner"))
+
+
+def test_a_dataset_that_does_not_count_its_frames_says_so_when_it_is_asked(root: Path) -> None:
+    change(root / EPISODES, lambda table: table.drop_columns(["dataset_from_index"]))
+    dataset = open_dataset(root)
+    assert len(dataset.episode(1)) == dataset.episode_length(1)
+    with pytest.raises(InvalidInput, match="dataset_from_index"):
+        dataset.episode_frames(1)
 
 
 @pytest.mark.parametrize("index", [-1, 2])

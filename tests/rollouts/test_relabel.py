@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -246,3 +247,51 @@ def test_a_torn_part_is_never_taken_for_whole(dataset: Dataset) -> None:
     scorer = Scorer()
     relabel(dataset, scorer, chunk=4)
     assert scorer.scored == [0, 1, 2]
+
+
+def test_parts_that_were_half_deleted_are_nobodys(dataset: Dataset) -> None:
+    other = Scorer("m@1#aa")
+    other.dies_at = 2
+    with pytest.raises(KeyboardInterrupt):
+        relabel(dataset, other, chunk=4)
+    (dataset.root / PARTS / "asked.json").unlink()  # a kill in the middle of throwing them away
+    scorer = Scorer("m@2#bb")
+    relabel(dataset, scorer, chunk=4)
+    assert scorer.scored == [0, 1, 2]
+
+
+def test_an_episode_whose_files_cannot_be_read_is_told_or_weighs_nothing(tmp_path: Path) -> None:
+    episodes = [small_episode(seed, length) for seed, length in enumerate(LENGTHS)]
+    write_dataset(episodes, tmp_path / "d", storage="image", state_names=STATE_NAMES)
+    data = tmp_path / "d" / "data" / "chunk-000" / "file-000.parquet"
+    table = pq.read_table(data)
+    mine = [
+        {"bytes": None, "path": ""} if row["episode_index"] == 1 else row["observation.images.wrist"]
+        for row in table.to_pylist()
+    ]
+    place = table.column_names.index("observation.images.wrist")
+    kind = table.schema.field(place).type
+    pq.write_table(table.set_column(place, "observation.images.wrist", pa.array(mine, kind)), data)
+    dataset = open_dataset(tmp_path / "d")
+    with pytest.raises(InvalidInput, match=r"episode 1 frame 0: the episode cannot be read: .*wrist"):
+        relabel(dataset, Scorer(), chunk=4)
+    scorer = Scorer()
+    done = relabel(dataset, scorer, chunk=4, skip_failed=True)
+    assert scorer.scored == []  # the others were kept
+    assert [(episode, frame) for episode, frame, _ in done.failures] == [(1, 0)]
+    weight_N = pq.read_table(done.weights)["weight"].to_numpy()
+    assert weight_N[LENGTHS[0] : LENGTHS[0] + LENGTHS[1] - 1].max() == 0
+
+
+def test_a_dataset_that_cannot_be_labelled_is_told_before_anything_is_scored(dataset: Dataset) -> None:
+    place = dataset.root / "meta" / "episodes" / "chunk-000" / "file-000.parquet"
+    whole, scorer = pq.read_table(place), Scorer()
+    pq.write_table(whole.drop_columns(["dataset_from_index"]), place)
+    with pytest.raises(InvalidInput, match="dataset_from_index"):
+        relabel(open_dataset(dataset.root), scorer, chunk=4)
+    pq.write_table(whole.slice(0, 0), place)
+    info = dataset.root / "meta" / "info.json"
+    info.write_text(json.dumps(json.loads(info.read_text()) | {"total_episodes": 0}))
+    with pytest.raises(InvalidInput, match="no episode"):
+        relabel(open_dataset(dataset.root), scorer, chunk=4)
+    assert scorer.scored == []
