@@ -9,6 +9,7 @@ Shapes: T frames, S state dimensions, A action dimensions, K simulator quantitie
 from __future__ import annotations
 
 import contextlib
+import glob
 import json
 import os
 import shutil
@@ -83,6 +84,8 @@ def write_dataset(
     root = Path(root)
     check_free(root)
     root.parent.mkdir(parents=True, exist_ok=True)
+    for left in root.parent.glob(glob.escape(f".{root.name}.") + "????????.partial"):  # by a kill
+        shutil.rmtree(left, ignore_errors=True)
     partial = Path(tempfile.mkdtemp(prefix=f".{root.name}.", suffix=".partial", dir=root.parent))
     writer: _Writer | None = None
     try:

@@ -111,6 +111,8 @@ def _connect(address: str, workers: int) -> None:
         )
     except OSError as error:
         raise ConnectionLost(f"there is no Ray at {address}: {error}") from error
+    except RuntimeError as error:  # another version of Ray or of Python, say
+        raise InvalidInput(f"the Ray at {address} does not take us: {error}", field="ray") from error
     except ValueError as error:
         raise InvalidInput(
             f"expected local, auto or HOST:PORT as Ray's address, got {address!r}: {error}", field="ray"

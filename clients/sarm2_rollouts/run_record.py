@@ -1,17 +1,19 @@
 """What a long run has done: its settings and its finished stages, in one small file of its folder.
 
 A stage that is finished is never done twice; one that was killed is started again, and finds what it had
-kept itself. A folder belongs to one set of settings: with others, nothing that lies there fits.
+kept itself. A folder belongs to one set of settings (with others, nothing that lies there fits), and to one
+process at a time.
 """
 
 from __future__ import annotations
 
+import fcntl
 import json
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from rich.console import Console
 
@@ -19,6 +21,10 @@ from sarm2_client.errors import Conflict
 from sarm2_rollouts.whole_file import whole_file
 
 FILE = "run.json"
+LOCK = ".lock"
+
+_HELD: dict[Path, IO[str]] = {}
+"""Locks of the folders that this process works in. They go with it, however it ends."""
 
 
 @dataclass(frozen=True)
@@ -38,12 +44,17 @@ class RunRecord:
     def open(self, *, resume: bool) -> None:
         """Begin a run, or go on with the one that is there.
 
-        Raises Conflict where there is one and `resume` is false, or where its settings are others.
+        Raises Conflict as `check` does, and where another process works in the folder.
         """
+        self.check(resume=resume)
+        hold(self.root)
+        if not (self.root / FILE).exists():
+            self._write({}, {})
+
+    def check(self, *, resume: bool) -> None:
+        """Raise Conflict where there is a run and `resume` is false, or where its settings are others."""
         path, now = self.root / FILE, json.loads(json.dumps(self.settings))
         if not path.exists():
-            self.root.mkdir(parents=True, exist_ok=True)
-            self._write({}, {})
             return
         if not resume:
             raise Conflict(
@@ -66,7 +77,11 @@ class RunRecord:
         return path.exists() and bool(json.loads(path.read_text())["settings"] == now)
 
     def do(self, stage: str, work: Callable[[], object], console: Console) -> None:
-        """Do a stage unless it is finished, and note the seconds it took."""
+        """Do a stage unless it is finished, and note the seconds it took.
+
+        Raises Conflict where another process works in the folder.
+        """
+        hold(self.root)
         finished = finished_stages(self.root)
         if stage in finished:
             console.print(f"[dim]{stage}: done before[/dim]", highlight=False)
@@ -82,6 +97,24 @@ class RunRecord:
         content = {"settings": self.settings, "finished": finished, "tries": tries}
         with whole_file(self.root / FILE) as fresh:
             fresh.write_text(json.dumps(content, indent=1) + "\n")
+
+
+def hold(root: Path) -> None:
+    """Keep a folder to this process until it ends. Raises Conflict where another process has it."""
+    path = root.resolve() / LOCK
+    if path in _HELD:
+        return
+    root.mkdir(parents=True, exist_ok=True)
+    file = path.open("w")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        raise Conflict(
+            f"another process works in {root}, and two would write over each other's files; wait for it, or "
+            "choose another folder with --out"
+        ) from None
+    _HELD[path] = file
 
 
 def tries_of_stages(root: Path) -> dict[str, int]:

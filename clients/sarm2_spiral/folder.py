@@ -27,7 +27,7 @@ from sarm2_client.errors import InvalidInput
 from sarm2_rollouts.episode import EpisodeKind
 from sarm2_rollouts.metaworld_robot import SEED_BLOCK, EpisodePlan
 from sarm2_rollouts.perturbations import Unevenness
-from sarm2_rollouts.run_record import settings_of
+from sarm2_rollouts.run_record import RunRecord, settings_of
 from sarm2_spiral.config import ROUND_SEEDS, Ends, PolicyKind, SpiralConfig
 from sarm2_spiral.given_policy import GivenPolicy
 from sarm2_spiral.progress import Reward
@@ -248,6 +248,11 @@ class SpiralFolder:
         config, task, kind, seed, reward, updater, own = (found[name] for name in names)
         given = GivenPolicy.from_dict(found["given"]) if "given" in found else None
         return cls(root, task, kind, seed, SpiralConfig.from_dict(config), reward, updater, given, own)
+
+    @property
+    def record(self) -> RunRecord:
+        """What it has done."""
+        return RunRecord(self.root, self.settings())
 
     def settings(self) -> dict[str, Any]:
         """What must be equal for a run to be gone on with."""

@@ -33,7 +33,8 @@ def patiently(
         work: may be done several times; what it did before the service went must not count.
         tell: told once when the waiting begins; by default stderr, which worker processes share with people.
 
-    Raises what the work raised last, once the service has been away for `outage_s` seconds.
+    Raises what the work raised last, once `outage_s` seconds have passed since the service went away first:
+    one that comes back only to go again at the same piece of work is not waited for without end.
     """
     gone_since: float | None = None
     pause = PAUSE_S

@@ -36,7 +36,7 @@ from sarm2_rollouts.collection import Collector, iterate_episodes
 from sarm2_rollouts.episode_scorer import ServiceScorer, scores_of
 from sarm2_rollouts.episode_video import draw_video
 from sarm2_rollouts.metaworld_robot import EpisodePlan
-from sarm2_rollouts.run_record import RunRecord, finished_stages
+from sarm2_rollouts.run_record import finished_stages
 from sarm2_spiral import stages
 from sarm2_spiral.evaluation import evaluate, success_rate
 from sarm2_spiral.folder import SpiralFolder
@@ -91,7 +91,7 @@ class SpiralRun:
         self._tell_again()
         for name, work in self.plan():
             fresh = name not in finished_stages(self.run.root)
-            self._record.do(name, work, self.console)
+            self.run.record.do(name, work, self.console)
             if fresh and name.startswith("evaluate"):
                 self._write({})  # films wait for the end
         return self.run.report / "report.html"
@@ -100,7 +100,7 @@ class SpiralRun:
         """Open the run's folder. Raises Conflict as `start` does, and what loading a given policy raises."""
         if self.run.given is not None:  # one that does not fit is refused before the run begins
             load_base(self.run.given, self.run.config)
-        self._record.open(resume=resume)
+        self.run.record.open(resume=resume)
 
     def step(self, *kinds: str) -> list[str]:
         """Do the next stages, as long as they are of these kinds: `collect` does `collect 2` once round 1 is
@@ -121,7 +121,7 @@ class SpiralRun:
                 if done:
                     return done
                 raise Conflict(f"{kinds[0]}: the stage {name!r} of {self.run.root} has to come first")
-            self._record.do(name, work, self.console)
+            self.run.record.do(name, work, self.console)
             done.append(name)
         if not done:
             raise Conflict(f"{kinds[0]}: every such stage of {self.run.root} is done")
@@ -336,10 +336,6 @@ class SpiralRun:
         return Pilot(self.run.kind, base, learner, self.run.config, self.host, self.port)
 
     # --- helpers ---------------------------------------------------------------------------------------
-
-    @property
-    def _record(self) -> RunRecord:
-        return RunRecord(self.run.root, self.run.settings(), "run")
 
     def _place(self, name: str) -> Path:
         """Where the dataset of this name lies: `demos`, `roundK`, `trialK`."""

@@ -100,7 +100,7 @@ def save_bundle(
     adapted_from: str | None = None,
     reports: Mapping[str, object] = MappingProxyType({}),
 ) -> Manifest:
-    """Write a model as a folder, whole or not at all; an earlier bundle there is replaced.
+    """Write a model as a folder, never half of it; an earlier bundle there is replaced.
 
     Args:
         folder: the bundle's folder, made if missing.
@@ -120,7 +120,7 @@ def save_bundle(
             field="encoder_source",
         )
     folder = folder.absolute()
-    if folder.exists() and not (folder / MANIFEST).exists() and any(folder.iterdir()):
+    if folder.exists() and not is_bundle(folder) and any(folder.iterdir()):
         raise InvalidInput(f"{folder} exists and is no bundle; choose another folder", field="folder")
     folder.parent.mkdir(parents=True, exist_ok=True)
     working = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
@@ -192,11 +192,19 @@ def load_bundle(
     )
 
 
+def is_bundle(folder: Path) -> bool:
+    """Whether a bundle lies there, whole or not."""
+    return (folder / MANIFEST).is_file()
+
+
 def read_manifest(folder: Path) -> Manifest:
     """The manifest alone. Raises NotFound or InvalidInput."""
-    path = folder / MANIFEST
+    path, before = folder / MANIFEST, _replaced(folder)
     if not path.is_file():
-        raise NotFound(f"no bundle at {folder}: {MANIFEST} is missing", field="bundle")
+        hint = (
+            f"; the one that was being replaced when a kill came lies in {before}" if before.exists() else ""
+        )
+        raise NotFound(f"no bundle at {folder}: {MANIFEST} is missing{hint}", field="bundle")
     data = _read_json(path)
     if not isinstance(data, dict) or data.get("format") != FORMAT:
         got = data.get("format") if isinstance(data, dict) else type(data).__name__
@@ -264,13 +272,20 @@ def _make_manifest(
 
 
 def _swap(working: Path, folder: Path) -> None:
-    """Put `working` in the place of `folder`; at no time is a half-written bundle there."""
+    """Put `working` in the place of `folder`; at no time is a half-written bundle there. A kill between the
+    two steps leaves none there, and the old one in a folder that `read_manifest` names."""
     working.chmod(0o755)
-    old = working.with_name(working.name + ".old")
+    old = _replaced(folder)
+    shutil.rmtree(old, ignore_errors=True)
     if folder.exists():
         os.replace(folder, old)
     os.replace(working, folder)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def _replaced(folder: Path) -> Path:
+    """Where a bundle lies while another takes its place."""
+    return folder.with_name(f".{folder.name}.old")
 
 
 def _write_json(path: Path, data: object) -> None:

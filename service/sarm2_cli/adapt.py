@@ -10,6 +10,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from sarm2_client.errors import InvalidInput
+
 
 def adapt(
     rollouts: Annotated[Path, typer.Argument(help="Labelled rollouts: root of a LeRobotDataset v3.0.")],
@@ -62,14 +64,21 @@ def adapt(
         curl -X POST http://127.0.0.1:8765/v1/model:reload
     """
     from sarm2_cli.benchmark import whole_numbers
-    from sarm2_cli.record import one_of
+    from sarm2_cli.record import one_choice
     from sarm2_models.checkpoint import default_bundle
-    from sarm2_models.train.adapt import adapt_job, check_out, curve_job
+    from sarm2_models.train.adapt import adapt_job, check_out, check_replaced, curve_job
     from sarm2_models.train.jobs import Job, run_jobs
 
-    (kind,) = one_of("labels", labels, ["exact", "marks"])
+    kind = one_choice("labels", labels, ["exact", "marks"])
+    if count is not None and curve is not None:
+        raise InvalidInput(
+            f"--count {count} and --curve {curve} exclude each other: a curve names its counts itself",
+            field="count",
+        )
     first = bundle or default_bundle()
     check_out(out, first)
+    if curve is None:
+        check_replaced(out)
     given: tuple[Any, ...] = (first, rollouts, training, out)
     logs = out.with_name(f".{out.name}.adapting")
     if curve is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, cast, get_args
 
@@ -47,7 +48,7 @@ def record(
 
     names = one_of("tasks", tasks, sorted(TASKS))
     chosen = one_of("kinds", kinds, RECORDED)
-    layout = cast(Storage, one_of("storage", storage, get_args(Storage))[0])
+    layout = cast(Storage, one_choice("storage", storage, get_args(Storage)))
     plan = [
         EpisodePlan(name, cast(EpisodeKind, kind), seed + index)
         for index in range(episodes)
@@ -58,7 +59,15 @@ def record(
     typer.echo(f"{summary.episodes} episodes, {summary.frames} frames in {out}")
 
 
-def one_of(option: str, value: str, allowed: list[str] | tuple[str, ...]) -> list[str]:
+def one_choice(option: str, value: str, allowed: Sequence[str]) -> str:
+    """Check an option that takes a single value, as `one_of` does."""
+    found = one_of(option, value, allowed)
+    if len(found) > 1:
+        raise InvalidInput(f"--{option}: expected one of {', '.join(allowed)}, got {value!r}", field=option)
+    return found[0]
+
+
+def one_of(option: str, value: str, allowed: Sequence[str]) -> list[str]:
     """Split a comma-separated option and check every part; names the nearest allowed one in the error."""
     import difflib
 

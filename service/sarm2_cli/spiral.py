@@ -152,6 +152,7 @@ def run(
     if metrics_port is not None:  # before anything starts, so that a taken port is told at once
         metrics = LoopMetrics(folder.task)
         metrics.serve(metrics_port, metrics_host)
+    folder.record.check(resume=resume)
     with reaching(folder, server, bundle, workers, ray) as loop:
         loop.metrics = metrics
         typer.echo(f"report: {loop.start(resume=resume)}")
@@ -189,6 +190,7 @@ def bc(
     folder = planned(
         out, task, policy, counts, reward, updater, preset, seed, adapt=adapt, given=given, own=server is None
     )
+    folder.record.check(resume=True)
     with reaching(folder, server, bundle, workers, ray) as loop:
         loop.begin(resume=True)
         loop.step("demos", *(["bc"] if given is None else []))
@@ -334,7 +336,7 @@ def planned(
     Args:
         counts: of `LoopConfig`, by name; where one is None, the preset's stays.
     """
-    from sarm2_cli.record import one_of
+    from sarm2_cli.record import one_choice
     from sarm2_rollouts.metaworld_robot import TASKS
     from sarm2_spiral.config import spiral_config
     from sarm2_spiral.folder import SpiralFolder
@@ -343,10 +345,10 @@ def planned(
     config = spiral_config(preset)
     told: dict[str, Any] = {name: count for name, count in counts.items() if count is not None}
     config = replace(config, loop=replace(config.loop, adapt=adapt, **told))
-    (name,) = one_of("task", task, sorted(TASKS))
-    (kind,) = one_of("policy", policy, ["image", "state"]) if given is None else ("image",)
-    (source,) = one_of("reward", reward, list(REWARDS))
-    (kept,) = one_of("updater", updater, ["residual", "rabc"])
+    name = one_choice("task", task, sorted(TASKS))
+    kind = one_choice("policy", policy, ["image", "state"]) if given is None else "image"
+    source = one_choice("reward", reward, list(REWARDS))
+    kept = one_choice("updater", updater, ["residual", "rabc"])
     return SpiralFolder(out, name, kind, seed, config, source, kept, given, own)  # type: ignore[arg-type]
 
 
@@ -409,13 +411,19 @@ def collector(workers: int, ray: str | None) -> Collector:
 
 def keep_models(folder: SpiralFolder, bundle: Path | None) -> None:
     """The run's own copies of its reward model: the first one, and the one that is served and may change.
+    Those of a run that has not finished a stage yet are made anew.
 
     Raises Conflict for a bundle that is not the one that the run was begun with, and NotFound or InvalidInput
     for a folder that is no whole bundle: before anything of it is copied.
     """
     from sarm2_models.checkpoint import default_bundle, read_manifest, verify_files
+    from sarm2_rollouts.run_record import finished_stages
 
-    if bundle is not None and folder.first_model.exists():
+    if not finished_stages(folder.root):
+        verify_files(bundle or default_bundle(), read_manifest(bundle or default_bundle()))
+        for place in (folder.first_model, folder.reward_model):
+            shutil.rmtree(place, ignore_errors=True)
+    elif bundle is not None:
         before, now = (read_manifest(place) for place in (folder.first_model, bundle))
         if before != now:
             raise Conflict(f"the run in {folder.root} was begun with another bundle; leave --bundle out")

@@ -53,3 +53,29 @@ def test_a_dataset_without_the_labels_is_told_as_such(
     assert isinstance(error, InvalidInput)
     assert error.field == "simulator state"
     assert f"episode 0 of {dataset} has no simulator state" in error.message
+
+
+def test_a_folder_that_is_no_bundle_is_refused_before_anything_is_learned(
+    three: Path, bundle: Path, tmp_path: Path
+) -> None:
+    curve = tmp_path / "curve"
+    curve.mkdir()
+    (curve / "curve.json").write_text("{}")
+    error = refused(three, "--training", three, "--bundle", bundle, "--out", curve)
+    assert error.message == f"--out {curve} exists and is no bundle; choose another folder"
+    assert (curve / "curve.json").read_text() == "{}"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--count", 5, "--curve", "1,2"), "--count 5 and --curve 1,2 exclude each other"),
+        (("--labels", "exact,marks"), "--labels: expected one of exact, marks, got 'exact,marks'"),
+        (("--labels", "mark"), "did you mean 'marks'?"),
+    ],
+)
+def test_wrong_options_name_what_was_expected(
+    tmp_path: Path, options: tuple[object, ...], message: str
+) -> None:
+    error = refused("r", "--training", "t", "--out", tmp_path / "rm2", *options)
+    assert message in error.message

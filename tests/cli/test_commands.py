@@ -14,6 +14,7 @@ from typing import Any
 import click
 import pytest
 import typer
+from rich.console import Console
 from typer.testing import CliRunner
 
 from sarm2_cli.evaluate import known_tasks
@@ -169,7 +170,13 @@ def test_a_run_copies_no_folder_that_is_no_bundle(bundle: Path, tmp_path: Path) 
     assert not folder.root.exists()
     keep_models(folder, bundle)
     assert read_manifest(folder.first_model) == read_manifest(folder.reward_model) == read_manifest(bundle)
+    keep_models(folder, default_bundle())  # nothing has been done yet: the first one was a mistake
+    assert read_manifest(folder.first_model) == read_manifest(default_bundle())
     keep_models(folder, bundle)
+    folder.record.do("demos", lambda: None, Console(quiet=True))
+    keep_models(folder, bundle)
+    keep_models(folder, None)
+    assert read_manifest(folder.reward_model) == read_manifest(bundle)
     with pytest.raises(NotFound, match="no bundle at"):
         keep_models(folder, tmp_path / "no")
     with pytest.raises(Conflict, match="begun with another bundle"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import shutil
 from collections.abc import Callable
 from dataclasses import fields
@@ -260,3 +261,13 @@ def test_a_save_that_fails_leaves_the_old_bundle_and_no_rubbish(
         save_bundle(folder, broken, version="2")
     assert load_bundle(folder).version == "1"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["toy"]
+
+
+def test_a_bundle_that_was_being_replaced_when_a_kill_came_is_named(tmp_path: Path) -> None:
+    folder = tmp_path / "bundle"
+    save_bundle(folder, tiny_model())
+    folder.rename(tmp_path / ".bundle.old")  # between the two steps of a replacement
+    with pytest.raises(NotFound, match=re.escape(f"lies in {tmp_path / '.bundle.old'}")):
+        load_bundle(folder)
+    save_bundle(folder, tiny_model())
+    assert not (tmp_path / ".bundle.old").exists()

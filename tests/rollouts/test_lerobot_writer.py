@@ -340,3 +340,12 @@ def test_numpy_numbers_in_the_info_are_kept(tmp_path: Path) -> None:
 def test_the_small_pictures_tell_their_frames() -> None:
     """The tests above could not see a wrong frame otherwise."""
     assert np.abs(picture(3).astype(int) - picture(4)).mean() > 3
+
+
+def test_what_a_kill_left_of_the_same_dataset_goes(tmp_path: Path) -> None:
+    left, others = tmp_path / ".d.abcd_123.partial", tmp_path / ".d.more.abcd_123.partial"
+    for folder in (left, others):
+        (folder / "data").mkdir(parents=True)
+    write_dataset([small_episode(0)], tmp_path / "d", storage="image", state_names=STATE_NAMES)
+    assert not left.exists()
+    assert others.exists()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -51,3 +53,23 @@ def test_a_folder_without_a_run_says_so(tmp_path: Path) -> None:
     assert finished_stages(tmp_path) == {}
     with pytest.raises(Conflict, match="holds no run yet"):
         settings_of(tmp_path)
+
+
+def test_a_folder_belongs_to_one_process_at_a_time(tmp_path: Path) -> None:
+    record = RunRecord(tmp_path, {"seed": 1})
+    record.open(resume=False)
+    record.open(resume=True)
+    other = (
+        "import pathlib, sys; from sarm2_rollouts.run_record import RunRecord;"
+        "RunRecord(pathlib.Path(sys.argv[1]), {'seed': 1}).open(resume=True)"
+    )
+    second = subprocess.run(
+        [sys.executable, "-c", other, str(tmp_path)], capture_output=True, text=True, timeout=60
+    )
+    assert second.returncode == 1
+    assert "another process works in" in second.stderr
+    elsewhere = subprocess.run(
+        [sys.executable, "-c", other, str(tmp_path / "other")], capture_output=True, text=True, timeout=60
+    )
+    assert elsewhere.returncode == 0, elsewhere.stderr
+    RunRecord(tmp_path / "other", {"seed": 1}).open(resume=True)  # it has ended, and left no lock behind

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from sarm2_rollouts.run_record import RunRecord, finished_stages, tries_of_stages
+from sarm2_rollouts.run_record import finished_stages, tries_of_stages
 from sarm2_spiral.comparison.bars import (
     BARS,
     QUICK_MINUTES,
@@ -216,7 +216,7 @@ def _last(found: Outcome) -> Rate:
 
 def is_finished(folder: SpiralFolder) -> bool:
     """Whether there is a finished run with these very settings."""
-    return RunRecord(folder.root, folder.settings()).whole and "report" in finished_stages(folder.root)
+    return folder.record.whole and "report" in finished_stages(folder.root)
 
 
 def _rate(folder: SpiralFolder, name: str) -> Rate:

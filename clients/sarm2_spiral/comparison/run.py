@@ -16,7 +16,7 @@ from typing import TypeAlias
 
 from rich.console import Console
 
-from sarm2_rollouts.run_record import RunRecord, finished_stages
+from sarm2_rollouts.run_record import finished_stages
 from sarm2_spiral.comparison.cells import SEEDS, Cell, cells
 from sarm2_spiral.comparison.report import INHERITED, is_finished, write_comparison
 from sarm2_spiral.config import QUICK, SpiralConfig
@@ -76,8 +76,7 @@ class Comparison:
         return write_comparison(self.root, cells(), sorted({*SEEDS, *self.seeds}), self.config)
 
     def _fly(self, title: str, folder: SpiralFolder) -> None:
-        record = RunRecord(folder.root, folder.settings(), "run of the comparison")
-        record.open(resume=True)  # a run with other settings is none of this comparison's
+        folder.record.open(resume=True)  # a run with other settings is none of this comparison's
         if "report" in finished_stages(folder.root):
             return
         self.console.rule(f"[bold]{title}", align="left")

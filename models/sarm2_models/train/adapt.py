@@ -21,7 +21,7 @@ import torch
 
 from sarm2_client.errors import InvalidInput
 from sarm2_models.calibration import Calibration
-from sarm2_models.checkpoint import default_bundle, load_bundle, save_bundle
+from sarm2_models.checkpoint import default_bundle, is_bundle, load_bundle, save_bundle
 from sarm2_models.estimate import Estimate
 from sarm2_models.metrics import evaluate
 from sarm2_models.reward_model import RewardModel
@@ -38,7 +38,7 @@ from sarm2_models.train.windows import Frames, hints_of
 from sarm2_models.window import Float16Array, Float32Array
 from sarm2_rollouts.episode_scorer import model_name
 from sarm2_rollouts.lerobot_reader import open_dataset
-from sarm2_rollouts.run_record import RunRecord
+from sarm2_rollouts.run_record import RunRecord, hold
 
 Labels: TypeAlias = Literal["exact", "marks"]
 
@@ -91,9 +91,11 @@ def adapt(
 
     Returns the report: both models on held-out rollouts and training episodes.
 
-    Raises InvalidInput for datasets without labels or with too few episodes, and as `check_out` does.
+    Raises InvalidInput for datasets without labels or with too few episodes, and as `check_out` and
+    `check_replaced` do.
     """
     check_out(out, bundle)
+    check_replaced(out)
     model = load_bundle(bundle)
     options = Options(rollout_count, labels, plan, seed)
     work = _work(out, model, [rollouts, training], options)
@@ -152,6 +154,12 @@ def check_out(out: Path, bundle: Path) -> None:
             )
 
 
+def check_replaced(out: Path) -> None:
+    """Raise InvalidInput where something else than a bundle lies at `out`, which would be replaced."""
+    if out.exists() and not is_bundle(out) and any(out.iterdir()):
+        raise InvalidInput(f"--out {out} exists and is no bundle; choose another folder", field="out")
+
+
 @dataclass(frozen=True)
 class Options:
     """How RM1 learns on; see `adapt`."""
@@ -172,9 +180,10 @@ def _work(out: Path, model: RewardModel, roots: Sequence[Path], options: Options
         "options": asdict(options),
     }
     record = RunRecord(work, settings)
+    hold(work)
     if not record.whole:
-        shutil.rmtree(work, ignore_errors=True)
-        record.open(resume=False)
+        shutil.rmtree(work)
+    record.open(resume=True)
     return work
 
 

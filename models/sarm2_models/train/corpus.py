@@ -25,6 +25,7 @@ from sarm2_models.vocabulary import Vocabulary
 from sarm2_models.window import IntArray, source_index
 from sarm2_rollouts.episode import Episode
 from sarm2_rollouts.lerobot_reader import open_dataset
+from sarm2_rollouts.whole_file import whole_file
 
 
 @dataclass(frozen=True)
@@ -178,7 +179,8 @@ def index_dataset(
         "task_names": list(tasks),
         "instructions": [instructions.get(task, task) for task in tasks],
     }
-    (folder / "meta.json").write_text(json.dumps(meta, indent=1))
+    with whole_file(folder / "meta.json") as fresh:  # the last of them: with it the corpus is whole
+        fresh.write_text(json.dumps(meta, indent=1))
 
 
 def load_corpus(folder: Path) -> Corpus:

@@ -178,13 +178,18 @@ def _check(process: BaseProcess, job: Job) -> None:
         if _path(job, ERROR).exists():
             kept = json.loads(_path(job, ERROR).read_text())
             raise BY_CODE.get(kept["code"], Sarm2Error)(kept["message"], field=kept["field"])
-        log = _path(job, LOG)
-        said = log.read_text().strip().splitlines()[-1:] if log.exists() else []
-        reason = said or ["it left no message"]
         raise ModelFailed(
-            f"{job.name} ended with exit code {process.exitcode}: {' '.join(reason)}; the whole message is "
-            f"in {log}. What was finished is kept: run the same command again, with --resume if it has that"
+            f"{job.name} ended with exit code {process.exitcode}: {_reason(job)}. What was finished is kept: "
+            "run the same command again, with --resume if it has that"
         )
+
+
+def _reason(job: Job) -> str:
+    log = _path(job, LOG)
+    if not log.exists():
+        return "it left no message, as after a kill, or where memory ran out"
+    last = " ".join(log.read_text().strip().splitlines()[-1:])
+    return f"{last}; the whole message is in {log}"
 
 
 def _show(progress: Progress, bar: TaskID, job: Job) -> None:
