@@ -62,19 +62,16 @@ class Info:
 
     Attributes:
         fps: frames a second.
-        total_episodes: as stated. total_frames: as stated.
+        total_episodes: as stated.
         features: per feature its dtype, shape and names, as in the file.
         data_path: template of the frames' files. video_path: template of the videos, where there are any.
-        robot_type: as stated.
     """
 
     fps: float
     total_episodes: int
-    total_frames: int
     features: dict[str, dict[str, Any]]
     data_path: str
     video_path: str | None
-    robot_type: str | None
 
     @property
     def cameras(self) -> tuple[Camera, ...]:
@@ -114,15 +111,12 @@ def read_info(root: Path) -> Info:
             "convert the dataset with LeRobot's own converter first"
         )
     features = _features(content.get("features"), path)
-    robot_type = content.get("robot_type")
     return Info(
         fps=_fps(content.get("fps"), path),
         total_episodes=_count(content, "total_episodes", path),
-        total_frames=_count(content, "total_frames", path),
         features=features,
         data_path=_template(content.get("data_path") or DATA_PATH, path),
         video_path=_template(content.get("video_path") or VIDEO_PATH, path),
-        robot_type=robot_type if isinstance(robot_type, str) else None,
     )
 
 

@@ -81,7 +81,7 @@ def record(
     check_free(root)
     if source is None:
         source, state_names = _metaworld(workers)
-    kept = root.parent / f".{root.name}.recording"
+    kept = kept_episodes(root)
     kept.mkdir(parents=True, exist_ok=True)
     places = [kept / _folder_name(number, entry) for number, entry in enumerate(plan)]
     with _bar(console or Console(stderr=True)) as bar:
@@ -97,6 +97,11 @@ def record(
         )
     shutil.rmtree(kept)
     return summary
+
+
+def kept_episodes(root: Path) -> Path:
+    """The folder of the episodes that are finished while a dataset is recorded."""
+    return root.parent / f".{root.name}.recording"
 
 
 def _make_missing(

@@ -97,6 +97,8 @@ def marks_of(progress_T: Floats, fps: float) -> tuple[MarkedSegment, ...]:
 
 def as_marked(progress_T: Floats, fps: float) -> Floats:
     """A true curve as it comes out of a person's marks; the final progress is told exactly."""
+    if len(progress_T) == 1:  # nothing leads anywhere: there is nothing to mark
+        return progress_T.astype(np.float32)
     marks, final = marks_of(progress_T, fps), float(progress_T[-1])
     if _walk(_slopes(marks))[-1] <= 0:  # it crept there, too slowly for any one stretch to show it
         marks = (MarkedSegment("slow", 0, len(progress_T)),)

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from sarm2_client.errors import InvalidInput, ModelFailed
+from sarm2_client.errors import InvalidInput, InvalidMessage, ModelFailed
 from sarm2_spiral import openpi_wire
 from sarm2_spiral.base_policy import Float32Array, Moment
 from sarm2_spiral.input_map import Robot, Source, parse_map
@@ -57,7 +57,13 @@ class OpenPiPolicy:
         """Chunks (B, M, H, A): M answers to each moment, clipped to [-1, 1]."""
         answers = range(latent_BML.shape[1])
         questions = [openpi_wire.pack(self._question(moment)) for moment in moments]
-        return np.stack([np.stack([self._chunk(question) for _ in answers]) for question in questions])
+        chunks = [[self._chunk(question) for _ in answers] for question in questions]
+        lengths = {len(chunk_HA) for row in chunks for chunk_HA in row}
+        if len(lengths) > 1:
+            raise InvalidMessage(
+                f"expected chunks of one length from the policy server, got {sorted(lengths)} actions"
+            )
+        return np.stack([np.stack(row) for row in chunks])
 
     def close(self) -> None:
         """Close the connection; the next question opens another."""

@@ -74,4 +74,9 @@ def _array(fields: Mapping[Any, Any]) -> npt.NDArray[Any]:
         raise InvalidMessage(f"expected the shape of an array, got {shape!r}")
     if not isinstance(data, bytes) or len(data) != math.prod(shape) * dtype.itemsize:
         raise InvalidMessage(f"an array of the policy server has other bytes than its shape {shape} says")
-    return np.frombuffer(data, dtype=dtype).reshape(shape)
+    try:
+        return np.frombuffer(data, dtype=dtype).reshape(shape)
+    except ValueError as error:  # an empty array with sides that no array has
+        raise InvalidMessage(
+            f"an array of the policy server cannot have the shape {shape}: {error}"
+        ) from error

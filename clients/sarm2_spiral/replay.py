@@ -105,11 +105,6 @@ class Replay:
     def __len__(self) -> int:
         return len(self._last_T)
 
-    @property
-    def features_TF(self) -> Tensor:
-        """Features of every frame."""
-        return self._features_TF
-
     def draw(self, rng: np.random.Generator) -> Batch:
         """A batch, of which `demo_share` is from demonstrations where there are both kinds."""
         config = self._config

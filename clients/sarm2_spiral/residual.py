@@ -90,7 +90,7 @@ class Learner(nn.Module):
     def __init__(self, features: int, actions: int, config: UpdateConfig) -> None:
         super().__init__()
         chunk = config.executed * actions
-        self.config, self.actions = config, actions
+        self.config = config
         self.standardise = Standardise(features)
         self.actor = ResidualActor(features, chunk, config)
         self.critics = CriticEnsemble(features, chunk, config)

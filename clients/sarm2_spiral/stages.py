@@ -27,7 +27,7 @@ from sarm2_rollouts.episode_scorer import EpisodeScorer, EpisodeScores
 from sarm2_rollouts.lerobot_reader import Dataset, open_dataset
 from sarm2_rollouts.metaworld_robot import ACTION_NAMES, STATE_NAMES, EpisodePlan
 from sarm2_rollouts.rabc import gain_weights, gains, rabc_weights, suggested_kappa
-from sarm2_rollouts.recorder import record
+from sarm2_rollouts.recorder import kept_episodes, record
 from sarm2_rollouts.relabel import forget_parts, relabel, scored_by
 from sarm2_rollouts.whole_file import whole_file
 from sarm2_rollouts.with_parent import ending_with_me
@@ -98,6 +98,7 @@ def _record(
     plan: Sequence[EpisodePlan], root: Path, make: MakeEpisode, collector: Collector, console: Console
 ) -> None:
     if _is_dataset(root):
+        shutil.rmtree(kept_episodes(root), ignore_errors=True)  # a kill may have come before it went
         return
 
     def source(missing: Sequence[Any]) -> Iterable[Episode]:
@@ -116,9 +117,13 @@ def score(run: SpiralFolder, root: Path, scorer: EpisodeScorer, tick: Tick, say:
         return
     again = partial(relabel, open_dataset(root), patient, chunk=run.config.loop.gain_frames, tick=tick)
     try:
-        again()
-    except Conflict:  # a kill has left another model's, or the service has taken another model meanwhile
-        again(restart=True)
+        try:
+            again()
+        except Conflict:  # a kill has left another model's, or the service has taken another model meanwhile
+            again(restart=True)
+    except InvalidInput as error:
+        hint = f"sarm2 relabel {root} --skip-failed --server HOST:PORT, and then --resume"
+        raise InvalidInput(f"{error.message} (with the run's service: {hint})", field=error.field) from error
 
 
 class PatientScorer:

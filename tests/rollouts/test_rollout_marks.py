@@ -84,3 +84,9 @@ def test_a_slow_creep_and_a_short_start_end_where_they_were_told() -> None:
     steps = [0.02] * 5 + [-0.01] * 8
     start = np.cumsum(steps).astype(np.float32)
     assert as_marked(start, fps=10)[-1] == pytest.approx(start[-1], abs=1e-6)
+
+
+@pytest.mark.parametrize("progress", [0.0, 0.7])
+def test_a_single_frame_stays_what_it_is(progress: float) -> None:
+    curve_T = np.array([progress], np.float32)
+    np.testing.assert_array_equal(as_marked(curve_T, fps=10), curve_T)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -77,6 +78,7 @@ def test_messages_are_the_bytes_that_openpi_packs() -> None:
         ({b"data": b"12345678", b"dtype": "<f4", b"shape": [3]}, "other bytes than its shape"),
         ({b"data": b"12345678", b"dtype": "<f4", b"shape": [-2]}, "expected the shape"),
         ({b"data": b"12345678", b"dtype": "<f4"}, "expected the shape"),
+        ({b"data": b"", b"dtype": "<f4", b"shape": [2**62, 0, 2**62]}, "cannot have the shape"),
     ],
 )
 def test_an_array_that_is_none_is_refused(fields: dict[bytes, object], said: str) -> None:
@@ -127,6 +129,17 @@ def test_each_chunk_of_a_moment_is_an_answer_of_its_own_within_the_robots_limits
     assert chunk_BMHA.shape == (2, 2, 8, 4)
     assert chunk_BMHA.dtype == np.float32
     assert chunk_BMHA[:, :, 0, 0].ravel().tolist() == [0.0, 0.5, 1.0, 1.0]
+
+
+def test_chunks_of_different_lengths_are_refused() -> None:
+    lengths = iter((8, 6))
+
+    def growing(question: dict[str, Any]) -> dict[str, Any]:
+        return {"actions": np.zeros((next(lengths), 4))}
+
+    told = re.escape("chunks of one length from the policy server, got [6, 8]")
+    with asking(growing) as (policy, _), pytest.raises(InvalidMessage, match=told):
+        policy.sample_chunks([small_moment(1)], latents(1, 2))
 
 
 def test_a_server_that_is_not_there_is_said_to_be_away() -> None:
