@@ -16,10 +16,10 @@ from rich.console import Console
 from sarm2_client.client import RewardClient
 from sarm2_client.errors import Conflict
 from sarm2_rollouts.run_record import RunRecord, finished_stages
-from sarm2_spiral.comparison.bars import auc_bar, loop_bar, minutes_bar, success_bar
-from sarm2_spiral.comparison.cells import ARMS, CONTROLLED, DEMOS, MAIN, Arm, Cell, cells
+from sarm2_spiral.comparison.bars import BARS, auc_bar, gained, loop_bar, minutes_bar, success_bar
+from sarm2_spiral.comparison.cells import ARMS, CONTROLLED, DEMOS, MAIN, SEEDS, Arm, Cell, cells
 from sarm2_spiral.comparison.picture import draw_comparison
-from sarm2_spiral.comparison.report import INHERITED, outcome
+from sarm2_spiral.comparison.report import INHERITED, markdown, outcome
 from sarm2_spiral.comparison.run import Comparison, inherit
 from sarm2_spiral.config import METAWORLD
 from sarm2_spiral.folder import SpiralFolder
@@ -179,3 +179,27 @@ def test_the_auc_leaves_out_tasks_without_failures() -> None:
 def test_minutes_are_held_against_their_bar() -> None:
     assert minutes_bar(59.0, 60.0).met
     assert not minutes_bar(61.0, 60.0).met
+
+
+def test_a_bar_with_fewer_seeds_than_planned_is_no_verdict_yet() -> None:
+    met = success_bar("hammer", Rate(100, 100), Rate(50, 100))
+    begun, whole = replace(met, seeds=len(SEEDS) - 1), replace(met, seeds=len(SEEDS))
+    assert (begun.whole, whole.whole, minutes_bar(1.0, 60.0).whole) == (False, True, True)
+    assert begun.as_json()["whole"] is False
+    told = markdown({"hammer": begun}, {}, METAWORLD)
+    assert f"Fewer than {len(SEEDS)} seeds so far: hammer." in told
+    assert f"so far yes ({len(SEEDS) - 1} of {len(SEEDS)} seeds)" in told
+    assert "All" not in told.splitlines()[2]
+    told = markdown(dict.fromkeys(BARS, whole), {}, METAWORLD)
+    assert told.splitlines()[2] == f"All {len(BARS)} bars are met."
+
+
+def test_what_is_gained_has_the_interval_of_its_scenes() -> None:
+    before = np.arange(200) % 2 == 0
+    after = before.copy()
+    after[:40] = True  # half of these 40 are new
+    value, low, high = gained([(before, after)])
+    assert value == pytest.approx(0.1)
+    assert 0.05 < low < 0.08
+    assert 0.12 < high < 0.15
+    assert gained([(before, before)]) == (0.0, 0.0, 0.0)

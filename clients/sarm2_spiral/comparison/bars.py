@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from sarm2_spiral.comparison.cells import MAIN
+from sarm2_spiral.comparison.cells import MAIN, SEEDS
 from sarm2_spiral.report import rank_auc
 from sarm2_spiral.wilson import Rate
 
@@ -29,7 +29,12 @@ RESAMPLES = 2000
 
 @dataclass(frozen=True)
 class Bar:
-    """A number with its 95 % interval, what it has to reach, whether it does, and what is aimed at beyond."""
+    """A number with its 95 % interval, what it has to reach, whether it does, and what is aimed at beyond.
+
+    Attributes:
+        seeds: of training that are behind it, where it is measured over seeds. With fewer than `SEEDS` it is
+            no verdict yet.
+    """
 
     value: float
     low: float
@@ -38,10 +43,16 @@ class Bar:
     rule: str
     met: bool
     aim: float | None = None
+    seeds: int | None = None
+
+    @property
+    def whole(self) -> bool:
+        """Whether all that was planned is behind it."""
+        return self.seeds is None or self.seeds >= len(SEEDS)
 
     def as_json(self) -> dict[str, Any]:
         """Plain numbers."""
-        return dict(vars(self))
+        return dict(vars(self)) | {"whole": self.whole}
 
 
 def success_bar(task: str, final: Rate, uniform: Rate) -> Bar:
@@ -52,17 +63,23 @@ def success_bar(task: str, final: Rate, uniform: Rate) -> Bar:
     return Bar(final.value, final.low, final.high, bar, rule, met, SUCCESS_AIM[task])
 
 
-def loop_bar(offline: Mapping[str, Verdicts], final: Mapping[str, Verdicts]) -> Bar:
-    """What the loop adds to the offline update: the mean over the tasks, a bootstrap over their scenes."""
+def gained(pairs: Sequence[tuple[Verdicts, Verdicts]]) -> tuple[float, float, float]:
+    """What success gains from one policy to another on the same scenes, in the mean of some tasks: value, and
+    95 % interval by a bootstrap over each task's scenes."""
     rng = np.random.default_rng(0)
-    gains = [final[task].astype(float) - offline[task] for task, _ in MAIN]
+    gains = [after_N.astype(float) - before_N for before_N, after_N in pairs]
     drawn = [[rng.choice(gain_N, len(gain_N)).mean() for gain_N in gains] for _ in range(RESAMPLES)]
     low, high = np.quantile(np.mean(drawn, axis=1), (0.025, 0.975))
-    value = float(np.mean([gain_N.mean() for gain_N in gains]))
+    return float(np.mean([gain_N.mean() for gain_N in gains])), float(low), float(high)
+
+
+def loop_bar(offline: Mapping[str, Verdicts], final: Mapping[str, Verdicts]) -> Bar:
+    """What the loop adds to the offline update, in the mean of the tasks."""
+    value, low, high = gained([(offline[task], final[task]) for task, _ in MAIN])
     return Bar(
         value,
-        float(low),
-        float(high),
+        low,
+        high,
         0.0,
         "lower bound above 0: the loop is better than 2b alone",
         bool(low > 0),

@@ -6,7 +6,7 @@ import json
 import os
 import platform
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +21,12 @@ from sarm2_spiral.comparison.bars import (
     Bar,
     Verdicts,
     auc_bar,
+    gained,
     loop_bar,
     minutes_bar,
     success_bar,
 )
-from sarm2_spiral.comparison.cells import ARMS, MAIN, Cell
+from sarm2_spiral.comparison.cells import ARMS, MAIN, SEEDS, Cell
 from sarm2_spiral.comparison.picture import draw_comparison
 from sarm2_spiral.config import QUICK, SpiralConfig
 from sarm2_spiral.evaluation import success_rate, verdicts
@@ -36,9 +37,10 @@ INHERITED = "inherited_from"
 """The file that names the run from which some of a run's work was taken over."""
 
 PARTS = (
-    "2b clones the demonstrations alone, weighted. What the loop adds is made of pi_1's rollouts, new ones "
-    "in every round, the critics' correction and the adapted reward model; the arms take parts away: "
-    "`rm1` has no adaptation, `ra-bc` no critics, `uniform` no rewards."
+    "On the same scenes, with 95 % intervals by a bootstrap over them. 2b clones the demonstrations alone, "
+    "weighted. What the loop adds is made of pi_1's rollouts, new ones in every round, the critics' "
+    "correction and the adapted reward model; the arms take parts away: `rm1` has no adaptation, `ra-bc` no "
+    "critics, `uniform` no rewards."
 )
 
 
@@ -48,7 +50,8 @@ class Outcome:
 
     Attributes:
         success: by policy (`bc`, `offline`, `round1`, ...), all seeds together.
-        offline, final: verdict of every evaluation episode, of pi_2 and of what stood after the last round.
+        first, offline, final: verdict of every evaluation episode, of pi_1, of pi_2 and of what stood after
+            the last round.
         finals, successes: of the last round's rollouts, progress at the end and the simulator's verdict.
         deployed: rounds whose candidate was deployed, of how many.
         by_seed: success after the last round, seed by seed: scenes of one seed hang on one training.
@@ -57,6 +60,7 @@ class Outcome:
 
     seeds: int
     success: Mapping[str, Rate]
+    first: Verdicts
     offline: Verdicts
     final: Verdicts
     finals: tuple[float, ...]
@@ -127,6 +131,7 @@ def outcome(folders: Sequence[SpiralFolder]) -> Outcome:
     return Outcome(
         seeds=len(folders),
         success=success,
+        first=_verdicts(folders, "bc"),
         offline=_verdicts(folders, "offline"),
         final=_verdicts(folders, names[-1]),
         finals=tuple(value for row in ends for value in row["finals"]),
@@ -144,15 +149,18 @@ def bars(outcomes: Mapping[Cell, Outcome], quick_minutes: float | None) -> dict[
     for task, kind in MAIN:
         found, control = main[task], outcomes.get(Cell(task, kind, "uniform"))
         if found is not None and control is not None:
-            held[task] = success_bar(task, _last(found), _last(control))
+            seeds = min(found.seeds, control.seeds)
+            held[task] = replace(success_bar(task, _last(found), _last(control)), seeds=seeds)
     known = {task: found for task, found in main.items() if found is not None}
+    seeds = min((found.seeds for found in known.values()), default=0)
     if len(known) == len(MAIN):
         offline = {task: one.offline for task, one in known.items()}
-        held["loop_gain"] = loop_bar(offline, {task: one.final for task, one in known.items()})
+        gain = loop_bar(offline, {task: one.final for task, one in known.items()})
+        held["loop_gain"] = replace(gain, seeds=seeds)
     finals = {task: found.finals for task, found in known.items()}
     auc = auc_bar(finals, {task: found.successes for task, found in known.items()})
     if auc is not None:
-        held["success_auc"] = auc
+        held["success_auc"] = replace(auc, seeds=seeds if len(known) == len(MAIN) else 0)
     hammer = main["hammer"]
     if hammer is not None and hammer.minutes is not None:
         held["hammer_minutes"] = minutes_bar(hammer.minutes, WHOLE_MINUTES)
@@ -169,7 +177,7 @@ def markdown(held: Mapping[str, Bar], outcomes: Mapping[Cell, Outcome], config: 
     lines += ["| | value | 95 % interval | rule | met | aim |", "|---|---|---|---|---|---|"]
     lines += [
         f"| {name} | {bar.value:.3f} | {bar.low:.3f} to {bar.high:.3f} | {bar.rule} | "
-        f"{'yes' if bar.met else '**no**'} | {'' if bar.aim is None else format(bar.aim, 'g')} |"
+        f"{_met(bar)} | {'' if bar.aim is None else format(bar.aim, 'g')} |"
         for name, bar in held.items()
     ]
     lines += ["", "## Success, all seeds together", ""]
@@ -184,22 +192,32 @@ def markdown(held: Mapping[str, Bar], outcomes: Mapping[Cell, Outcome], config: 
     lines += [f"- `{arm}`: {about}" for arm, (_, _, _, about) in ARMS.items()]
     lines += ["", "## Where the gain comes from", ""]
     lines += ["| run | re-weighting (2b less pi_1) | the loop (last round less 2b) |", "|---|---|---|"]
-    for cell, found in outcomes.items():
-        first, second, last = (found.success[name].value for name in ("bc", "offline", steps[-1]))
-        lines.append(
-            f"| {cell.name} | {100 * (second - first):+.1f} points | {100 * (last - second):+.1f} points |"
-        )
+    lines += [
+        f"| {cell.name} | {_points(found.first, found.offline)} | {_points(found.offline, found.final)} |"
+        for cell, found in outcomes.items()
+    ]
     lines += ["", PARTS]
     return "\n".join([*lines, ""])
 
 
 def _verdict(held: Mapping[str, Bar]) -> str:
     missed = [name for name, bar in held.items() if not bar.met]
+    begun = [name for name, bar in held.items() if not bar.whole]
     absent = [name for name in BARS if name not in held]
-    if not missed and not absent:
+    if not missed and not begun and not absent:
         return f"All {len(BARS)} bars are met."
-    told = [f"Missed: {', '.join(missed)}."] if missed else []
-    return " ".join([*told, *([f"Not measured: {', '.join(absent)}."] if absent else [])])
+    parts = {"Missed": missed, f"Fewer than {len(SEEDS)} seeds so far": begun, "Not measured": absent}
+    return " ".join(f"{what}: {', '.join(names)}." for what, names in parts.items() if names)
+
+
+def _met(bar: Bar) -> str:
+    verdict = "yes" if bar.met else "**no**"
+    return verdict if bar.whole else f"so far {verdict} ({bar.seeds} of {len(SEEDS)} seeds)"
+
+
+def _points(before_N: Verdicts, after_N: Verdicts) -> str:
+    value, low, high = (100 * share for share in gained([(before_N, after_N)]))
+    return f"{value:+.1f} points ({low:+.1f} to {high:+.1f})"
 
 
 def _shown(rate: Rate) -> str:
