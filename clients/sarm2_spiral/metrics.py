@@ -40,6 +40,11 @@ class LoopMetrics:
             "believed_failures_ratio", "Share of a round's failures that end as if they were done", by_round
         )
 
+        self.failures = self._gauge("failures", "Failures among a round's rollouts", by_round)
+        self.deployed = self._gauge(
+            "deployed", "Whether a round's candidate was deployed: 1, or 0 where it did worse", by_round
+        )
+
     def serve(self, port: int, host: str) -> None:
         """Answer scrapes of `/metrics` on a port until the process ends.
 
@@ -66,12 +71,18 @@ class LoopMetrics:
         labels = (self._task, str(number))
         self.success_auc.clear()
         self.believed_failures.clear()
+        self.failures.clear()
         self.rollout_success.labels(*labels).set(rollouts.success)
         self.final_progress.labels(*labels).set(rollouts.final_progress)
+        self.failures.labels(*labels).set(rollouts.successes.count(False))
         if rollouts.auc is not None:
             self.success_auc.labels(*labels).set(rollouts.auc)
         if rollouts.believed_failures is not None:
             self.believed_failures.labels(*labels).set(rollouts.believed_failures)
+
+    def decided(self, number: int, *, deployed: bool) -> None:
+        """A round's candidate was tried."""
+        self.deployed.labels(self._task, str(number)).set(deployed)
 
     def _gauge(self, name: str, text: str, labels: list[str]) -> Gauge:
         return Gauge(f"sarm2_spiral_{name}", text, labels, registry=self.registry)

@@ -199,6 +199,8 @@ class SpiralRun:
                 self.metrics.judged(what, success_rate(self.run.evaluation(what), plan))
             elif kind == "relabel" and int(what) > 0:
                 self.metrics.collected(int(what), collected(self.run, int(what)))
+            elif kind == "trial":
+                self.metrics.decided(int(what), deployed=stages.load_decision(self.run, int(what)).deployed)
 
     # --- stages ----------------------------------------------------------------------------------------
 
@@ -252,6 +254,8 @@ class SpiralRun:
         self._score(self._place(f"round{number}"), f"round {number} again")
         self._score(root, f"trial {number}")
         decision = stages.decide(run, number, self._load(f"round{number}"), self._load(f"trial{number}"))
+        if self.metrics is not None:
+            self.metrics.decided(number, deployed=decision.deployed)
         word = "deployed" if decision.deployed else "not deployed"
         self.console.print(
             f"mean final progress {decision.before:.3f} -> {decision.after:.3f}: {word}", highlight=False

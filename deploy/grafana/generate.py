@@ -212,12 +212,38 @@ def faults() -> Row:
               (Query(f"{rate('dropped_frames_total', 'reason')} or vector(0)", "{{reason}}"),), "reqps",
               "Realtime frames that were answered with `dropped` instead of a score.", width=12),
     ))
+
+
+def training() -> Row:
+    """Loops of `sarm2 spiral run --metrics-port`, which are scraped themselves: the replicas know none."""
+    of_round = "{{task}} round {{round}}"
+    return Row("Policies in training", (
+        Panel("Success of each policy", (Query("sarm2_spiral_success_ratio", "{{task}} {{policy}}"),),
+              "percentunit", "On fresh scenes, by the simulator: for people, the loop never sees it.",
+              width=6, maximum=1),
+        Panel("Rollouts of each round",
+              (Query("sarm2_spiral_final_progress", f"{of_round}: progress"),
+               Query("sarm2_spiral_rollout_success_ratio", f"{of_round}: success")),
+              "percentunit", "Final progress that rises while success does not: the policy fools the reward.",
+              width=6, maximum=1),
+        Panel("Reward hacking",
+              (Query("sarm2_spiral_success_auc", f"{of_round}: ROC-AUC"),
+               Query("sarm2_spiral_believed_failures_ratio", f"{of_round}: failures that look done")),
+              "percentunit", "Of the latest round: how well final progress tells success from failure.",
+              width=6, maximum=1),
+        Panel("Failures and decisions",
+              (Query("sarm2_spiral_failures", f"{of_round}: failures"),
+               Query("sarm2_spiral_deployed", f"{of_round}: deployed")),
+              "short", "Failed rollouts of the latest round; 1 for a candidate that was deployed, else 0.",
+              width=6),
+    ))
 # fmt: on
 
 
 def rows() -> tuple[Row, ...]:
     """The dashboard from top to bottom."""
-    return overview(), progress(), primitives(), latency(), queues(), cache(), sessions(), faults()
+    service = overview(), progress(), primitives(), latency(), queues(), cache(), sessions(), faults()
+    return *service, training()
 
 
 def field_config(panel: Panel) -> Json:

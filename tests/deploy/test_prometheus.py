@@ -9,19 +9,23 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import httpx2
+import numpy as np
 import pytest
 import yaml  # type: ignore[import-untyped]  # ships no types
 
 import fakes
 from running_server import RunningServer
 from sarm2_client import RewardClient
+from sarm2_spiral.metrics import LoopMetrics
+from sarm2_spiral.report import Collected
+from sarm2_spiral.wilson import Rate
 
 ROOT = Path(__file__).resolve().parents[2]
 DEPLOY = ROOT / "deploy"
@@ -149,12 +153,13 @@ class Prometheus:
             return False
 
 
-def write_config(folder: Path, target: str) -> Path:
-    """The shipped configuration with another target and shorter intervals."""
+def write_config(folder: Path, targets: Mapping[str, str]) -> Path:
+    """The shipped configuration with other targets, by job, and shorter intervals."""
     config = yaml.safe_load((DEPLOY / "prometheus" / "prometheus.yml").read_text())
     config["global"] = {"scrape_interval": SCRAPE, "scrape_timeout": SCRAPE, "evaluation_interval": SCRAPE}
-    config["scrape_configs"] = [job for job in config["scrape_configs"] if job["job_name"] == "sarm2"]
-    config["scrape_configs"][0]["static_configs"] = [{"targets": [target]}]
+    config["scrape_configs"] = [job for job in config["scrape_configs"] if job["job_name"] in targets]
+    for job in config["scrape_configs"]:
+        job["static_configs"] = [{"targets": [targets[job["job_name"]]]}]
     for group in (rules := yaml.safe_load((DEPLOY / "prometheus" / "rules.yml").read_text()))["groups"]:
         group["interval"] = SCRAPE
     (folder / "rules.yml").write_text(yaml.safe_dump(rules))
@@ -163,10 +168,10 @@ def write_config(folder: Path, target: str) -> Path:
 
 
 @contextmanager
-def running_prometheus(folder: Path, target: str) -> Iterator[Prometheus]:
+def running_prometheus(folder: Path, targets: Mapping[str, str]) -> Iterator[Prometheus]:
     """A ready server; another port is tried where somebody took ours between choice and start."""
     for attempt in range(ATTEMPTS):
-        with started_prometheus(folder, target, attempt) as (process, api):
+        with started_prometheus(folder, targets, attempt) as (process, api):
             wait_until(lambda: process.poll() is not None or api.is_ready(), READY_TIMEOUT_S, "Prometheus")
             if process.poll() is None:
                 yield api
@@ -176,7 +181,7 @@ def running_prometheus(folder: Path, target: str) -> Iterator[Prometheus]:
 
 @contextmanager
 def started_prometheus(
-    folder: Path, target: str, attempt: int
+    folder: Path, targets: Mapping[str, str], attempt: int
 ) -> Iterator[tuple[subprocess.Popen[bytes], Prometheus]]:
     """A server that was started on a free port and is ended with the block."""
     program = shutil.which("prometheus")
@@ -184,7 +189,7 @@ def started_prometheus(
     port = free_port()
     command = [
         program,
-        f"--config.file={write_config(folder, target)}",
+        f"--config.file={write_config(folder, targets)}",
         f"--storage.tsdb.path={folder / f'data{attempt}'}",
         f"--web.listen-address=127.0.0.1:{port}",
         "--log.level=warn",
@@ -218,6 +223,17 @@ def concrete(expression: str) -> str:
     return expression.replace("$__rate_interval", "20s").replace("$instance", ".*")
 
 
+def told_loop() -> str:
+    """The address of a loop's metrics, after its first round."""
+    metrics, port = LoopMetrics("hammer"), free_port()
+    curves = [np.array([0.0, final], np.float32) for final in (1.0, 0.4)]
+    metrics.judged("bc", Rate(5, 10))
+    metrics.collected(1, Collected("round 1", curves, [True, False]))
+    metrics.decided(1, deployed=True)
+    metrics.serve(port, "127.0.0.1")
+    return f"127.0.0.1:{port}"
+
+
 @pytest.fixture(scope="module")
 def prometheus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus]:
     """A Prometheus that has scraped a busy service for a while; robots go on during the tests."""
@@ -227,7 +243,7 @@ def prometheus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus]
         robot = threading.Thread(target=run_robot, args=(service, stop), name="robot")
         robot.start()
         try:
-            with running_prometheus(folder, service.address) as api:
+            with running_prometheus(folder, {"sarm2": service.address, "sarm2-spiral": told_loop()}) as api:
                 for name in ("sarm2_dropped_frames_total", "sarm2_errors_total"):
                     scraped = f"sum(increase({name}[1m])) > 0"
                     wait_until(partial(api.has_samples, scraped), SAMPLES_TIMEOUT_S, scraped)
