@@ -12,6 +12,7 @@ rounds/K/losses.jsonl           how its update went
 rounds/K/decision.json          whether it was deployed, and why
 features/NAME/000000.npy        features of every frame of an episode
 features/probe.npy              how the service embedded a picture when the run was begun
+given.sha256                    of a given policy's weights when the run was begun
 chunks/NAME/000000.npy          a given base policy's chunks for every frame of an episode
 evaluations/NAME.jsonl          one line an episode
 report/                         report.json, report.html and pictures
@@ -184,6 +185,11 @@ class SpiralFolder:
     def features(self, name: str) -> Path:
         """Features of every frame of a dataset."""
         return self.root / "features" / name
+
+    @property
+    def given_weights(self) -> Path:
+        """The hash of the weights that a given policy had when the run was begun."""
+        return self.root / "given.sha256"
 
     def chunks(self, name: str) -> Path:
         """A given base policy's chunks for every frame of a dataset."""

@@ -5,6 +5,7 @@ The classes that speak to it are imported when it is loaded: nothing else needs 
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,6 +65,14 @@ class GivenPolicy:
 
     def __str__(self) -> str:
         return f"{self.library}:{self.place}"
+
+    def weights_sha256(self) -> str | None:
+        """Of its file of weights; None where it has none here: one of the hub, or behind a server."""
+        path = Path(self.place) / "model.safetensors"
+        if self.library != "lerobot" or not path.is_file():
+            return None
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
 
     def load(self) -> BasePolicy:
         """The policy, ready to be asked.

@@ -18,7 +18,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from safetensors import safe_open
+from torch import Tensor, nn
 
 from sarm2_client.errors import InvalidInput, ModelFailed, NotFound
 from sarm2_spiral.base_policy import Float32Array, Frame, Moment
@@ -28,6 +29,10 @@ from sarm2_spiral.lerobot_inputs import Inputs, inputs_of
 IMAGES = "observation.images"
 
 KINDS = ("act", "diffusion", "pi0", "pi05", "smolvla")
+
+WEIGHTS = "model.safetensors"
+CHECKED = 16
+"""Tensors of its file that a loaded policy is compared with."""
 
 ROWS_AT_ONCE = 16
 """Rows in one batch: bounded, since a vision-language-action model caches every row's tokens."""
@@ -67,8 +72,8 @@ class LeRobotPolicy:
 
         Raises:
             NotFound: there is no such folder.
-            InvalidInput: LeRobot is not installed, the policy is of another kind or without processors, or
-                it does not fit the robot.
+            InvalidInput: LeRobot is not installed, the policy is of another kind, without processors, or
+                with other weights than its file's, or it does not fit the robot.
         """
         check_place(place)
         lerobot = _library()
@@ -81,7 +86,9 @@ class LeRobotPolicy:
         config.device = device
         seen = inputs_of(config, inputs, robot)
         prepare, finish = _read(place, lambda: lerobot.read_processors(config, place))
-        return cls(_read(place, lambda: lerobot.read_policy(config, place)), prepare, finish, seen, robot)
+        policy = _read(place, lambda: lerobot.read_policy(config, place))
+        check_weights(policy, Path(place) / WEIGHTS)
+        return cls(policy, prepare, finish, seen, robot)
 
     @property
     def latent_size(self) -> int:
@@ -181,6 +188,31 @@ def check_place(place: str) -> None:
         raise NotFound(
             f"there is no policy in {place}: expected a folder that LeRobot's `save_pretrained` wrote, or "
             "OWNER/NAME of the hub",
+            field="policy",
+        )
+
+
+def check_weights(policy: nn.Module, path: Path) -> None:
+    """Raise InvalidInput where a policy does not have the weights of its file.
+
+    LeRobot's pi0 prints what went wrong with its weights, and goes on with random ones. A policy of the hub
+    has no file here, and is not checked.
+
+    Args:
+        path: of the file; its tensors may lack the prefix `model.`, as the published ones of pi0 do.
+    """
+    if not path.exists():
+        return
+    weights = policy.state_dict()
+    with safe_open(path, framework="pt") as file:
+        pairs = [(name, key) for name in sorted(file.keys()) for key in (name, f"model.{name}")]
+        known = [(name, key) for name, key in pairs if key in weights]
+        some = known[:: max(1, len(known) // CHECKED)]
+        same = [torch.equal(file.get_tensor(name).to(weights[key]), weights[key]) for name, key in some]
+    if not same or not all(same):
+        raise InvalidInput(
+            f"LeRobot loaded {path.parent} without the weights of {path.name}: they do not fit the policy of "
+            "this version; save it again with it",
             field="policy",
         )
 

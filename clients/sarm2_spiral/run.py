@@ -78,7 +78,7 @@ class SpiralRun:
     collector: Collector = iterate_episodes
     console: Console = field(default_factory=Console)
     metrics: LoopMetrics | None = None
-    _encoder_known: bool = field(default=False, init=False)
+    _unchanged: bool = field(default=False, init=False)
 
     def start(self, *, resume: bool) -> Path:
         """Do every stage that is not done yet. Returns the report's page.
@@ -321,19 +321,21 @@ class SpiralRun:
         """The policy that the loop begins with."""
         return "bc" if self.run.given is None else "given"
 
-    def _same_encoder(self) -> None:
-        """Raise Conflict where the service's encoder is another than when the run was begun."""
-        if not self._encoder_known:
+    def _check_unchanged(self) -> None:
+        """Raise Conflict where the service's encoder or a given policy is another than at the beginning."""
+        if self._unchanged:
+            return
+        if self.run.kind == "image" and not self.run.own_service:  # its own keeps its encoder
             stages.check_encoder(self.run, self.client.embed, self._say)
-            self._encoder_known = True
+        stages.check_given(self.run)
+        self._unchanged = True
 
     def _base(self, name: str) -> Base:
         """A cloned base policy by its name, or the given one, which takes the place of them all."""
         return self.run.given or self.run.policy(name)
 
     def _pilot(self, base: Base, learner: Path | None) -> Pilot:
-        if self.run.kind == "image" and not self.run.own_service:
-            self._same_encoder()
+        self._check_unchanged()
         # Absolute: workers on other machines begin in folders of their own.
         base = base.absolute() if isinstance(base, Path) else base
         learner = learner and learner.absolute()

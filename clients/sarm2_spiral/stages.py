@@ -182,6 +182,22 @@ def check_encoder(run: SpiralFolder, embed: Embed, say: Say) -> None:
         )
 
 
+def check_given(run: SpiralFolder) -> None:
+    """Raise Conflict where a given policy has other weights than when the run was begun: its chunks are kept,
+    and corrections were learned for it alone."""
+    now = run.given.weights_sha256() if run.given is not None else None
+    if now is None:
+        return
+    if not run.given_weights.exists():
+        with whole_file(run.given_weights) as fresh:
+            fresh.write_text(now)
+    if run.given_weights.read_text() != now:
+        raise Conflict(
+            f"the run in {run.root} was begun with other weights of {run.given}: put those back, or begin "
+            "anew in another folder"
+        )
+
+
 def smoothing(run: SpiralFolder) -> float:
     """Standard deviation, in frames, that progress is smoothed with; a verdict is no curve."""
     return 0.0 if run.reward == "success" else run.config.loop.smooth

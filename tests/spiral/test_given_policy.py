@@ -22,6 +22,7 @@ from sarm2_spiral.input_map import parse_map
 from sarm2_spiral.openpi_policy import OpenPiPolicy
 from sarm2_spiral.pilot import load_base
 from sarm2_spiral.run import SpiralRun
+from sarm2_spiral.stages import check_given
 from spiral.policy_server import PolicyServer
 from spiral.small_run import SMALL, quiet_run
 
@@ -106,6 +107,19 @@ def test_a_folder_is_the_same_policy_from_everywhere(tmp_path: Path, monkeypatch
     given = GivenPolicy.parse("lerobot:act")
     assert given is not None
     assert given.place == str(tmp_path / "act")
+
+
+def test_a_run_keeps_to_the_weights_that_it_was_begun_with(tmp_path: Path) -> None:
+    (tmp_path / "act").mkdir()
+    weights = tmp_path / "act" / "model.safetensors"
+    run = folder_of(tmp_path / "run", f"lerobot:{tmp_path / 'act'}")
+    check_given(run)  # none here: a policy of the hub
+    weights.write_bytes(b"first")
+    for _ in range(2):
+        check_given(run)
+    weights.write_bytes(b"trained on")
+    with pytest.raises(Conflict, match="other weights of lerobot:"):
+        check_given(run)
 
 
 # --- a run with one ----------------------------------------------------------------------------------

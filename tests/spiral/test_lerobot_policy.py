@@ -10,11 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from sarm2_client.errors import InvalidInput, NotFound
 from sarm2_spiral.base_policy import BasePolicy, Float32Array, Moment
 from sarm2_spiral.given_policy import GivenPolicy
 from sarm2_spiral.lerobot_inputs import fitted
+from sarm2_spiral.lerobot_policy import WEIGHTS, check_weights
 from spiral import tiny_lerobot
 from spiral.small_moments import small_moment
 from spiral.tiny_lerobot import save_policy
@@ -257,3 +259,19 @@ def test_a_picture_keeps_its_proportions_and_loses_its_sides() -> None:
     assert (square == 1).all()
     assert fitted(wide_HWC, (48, 96)).shape == (1, 3, 48, 96)
     assert fitted(wide_HWC, (64, 32)).shape == (1, 3, 64, 32)
+
+
+@pytest.mark.parametrize("prefix", ["", "model."])
+def test_a_policy_that_did_not_take_its_weights_is_refused(tmp_path: Path, prefix: str) -> None:
+    last = torch.nn.Linear(4, 2)
+    saved = torch.nn.Sequential(torch.nn.Linear(3, 4), last)
+    policy = torch.nn.ModuleDict({"model": saved}) if prefix else saved
+    path = tmp_path / WEIGHTS
+    check_weights(policy, path)  # of a policy of the hub there is no file
+    save_file({name: value.clone() for name, value in saved.state_dict().items()}, path)
+    check_weights(policy, path)
+    check_weights(policy.to(torch.bfloat16), path)
+    torch.nn.init.normal_(last.weight)
+    for other in (policy, torch.nn.ModuleDict({"other": last})):
+        with pytest.raises(InvalidInput, match=r"without the weights of model\.safetensors"):
+            check_weights(other, path)
