@@ -103,7 +103,9 @@ def hold(root: Path) -> None:
     """Keep a folder to this process until it ends. Raises Conflict where another process has it."""
     path = root.resolve() / LOCK
     if path in _HELD:
-        return
+        if path.exists():
+            return
+        _HELD.pop(path).close()  # it was deleted with its folder, and keeps nobody away
     root.mkdir(parents=True, exist_ok=True)
     file = path.open("w")
     try:

@@ -10,11 +10,18 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from sarm2_cli.train import DeviceOption
 from sarm2_client.errors import InvalidInput
 
 
 def adapt(
-    rollouts: Annotated[Path, typer.Argument(help="Labelled rollouts: root of a LeRobotDataset v3.0.")],
+    rollouts: Annotated[
+        Path,
+        typer.Argument(
+            help="Labelled rollouts of the simulated robot: a LeRobotDataset v3.0 by `sarm2 spiral` or "
+            "`sarm2 record`."
+        ),
+    ],
     out: Annotated[
         Path,
         typer.Option("--out", "-o", help="The new bundle; an earlier one there is replaced, never --bundle."),
@@ -47,6 +54,7 @@ def adapt(
         ),
     ] = "exact",
     seed: Annotated[int, typer.Option(min=0, help="Of the order of batches.")] = 0,
+    device: DeviceOption = "cpu",
 ) -> None:
     """Adapt a reward model to a policy's rollouts: both heads go on learning, the encoder stays frozen.
 
@@ -66,6 +74,7 @@ def adapt(
     from sarm2_cli.benchmark import whole_numbers
     from sarm2_cli.record import one_choice
     from sarm2_models.checkpoint import default_bundle
+    from sarm2_models.device import check_device
     from sarm2_models.train.adapt import adapt_job, check_out, check_replaced, curve_job
     from sarm2_models.train.jobs import Job, run_jobs
 
@@ -75,6 +84,7 @@ def adapt(
             f"--count {count} and --curve {curve} exclude each other: a curve names its counts itself",
             field="count",
         )
+    check_device(device)
     first = bundle or default_bundle()
     check_out(out, first)
     if curve is None:
@@ -83,13 +93,13 @@ def adapt(
     logs = out.with_name(f".{out.name}.adapting")
     if curve is not None:
         counts = whole_numbers("curve", curve)
-        job = Job("adapting", curve_job, (*given, counts, kind, seed), logs)
+        job = Job("adapting", curve_job, (*given, counts, kind, seed, device), logs)
         run_jobs([job], at_once=1, console=Console(stderr=True))
         found = json.loads((out / "curve.json").read_text())
         Console().print(falling(found))
         typer.echo(f"picture: {out / 'curve.png'}")
         return
-    job = Job("adapting", adapt_job, (*given, count, kind, seed), logs)
+    job = Job("adapting", adapt_job, (*given, count, kind, seed, device), logs)
     run_jobs([job], at_once=1, console=Console(stderr=True))
     report = json.loads((out / "report" / "adaptation.json").read_text())
     Console().print(comparison(report))

@@ -72,6 +72,7 @@ def test_a_folder_that_is_no_bundle_is_refused_before_anything_is_learned(
         (("--count", 5, "--curve", "1,2"), "--count 5 and --curve 1,2 exclude each other"),
         (("--labels", "exact,marks"), "--labels: expected one of exact, marks, got 'exact,marks'"),
         (("--labels", "mark"), "did you mean 'marks'?"),
+        (("--device", "tpu"), "device = 'tpu'; expected cpu or cuda"),
     ],
 )
 def test_wrong_options_name_what_was_expected(

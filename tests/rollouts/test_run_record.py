@@ -68,6 +68,12 @@ def test_a_folder_belongs_to_one_process_at_a_time(tmp_path: Path) -> None:
     )
     assert second.returncode == 1
     assert "another process works in" in second.stderr
+    (tmp_path / ".lock").unlink()  # with its folder, say, which is made anew
+    record.open(resume=True)
+    third = subprocess.run(
+        [sys.executable, "-c", other, str(tmp_path)], capture_output=True, text=True, timeout=60
+    )
+    assert "another process works in" in third.stderr
     elsewhere = subprocess.run(
         [sys.executable, "-c", other, str(tmp_path / "other")], capture_output=True, text=True, timeout=60
     )

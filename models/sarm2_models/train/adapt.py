@@ -22,6 +22,7 @@ import torch
 from sarm2_client.errors import InvalidInput
 from sarm2_models.calibration import Calibration
 from sarm2_models.checkpoint import default_bundle, is_bundle, load_bundle, save_bundle
+from sarm2_models.device import check_device
 from sarm2_models.estimate import Estimate
 from sarm2_models.metrics import evaluate
 from sarm2_models.reward_model import RewardModel
@@ -73,6 +74,7 @@ def adapt(
     labels: Labels = "exact",
     plan: HeadPlan = PLAN,
     seed: int = 0,
+    device: str = "cpu",
     tick: Tick = silent,
 ) -> dict[str, Any]:
     """Make RM2 from RM1.
@@ -88,6 +90,7 @@ def adapt(
             (`rollout_marks`), which is coarser and names no primitives: the stage estimator then stays as it
             is. What measures is the truth either way.
         plan: of both heads.
+        device: where pictures are embedded and the heads learn; one that was killed may go on with another.
 
     Returns the report: both models on held-out rollouts and training episodes.
 
@@ -96,11 +99,11 @@ def adapt(
     """
     check_out(out, bundle)
     check_replaced(out)
-    model = load_bundle(bundle)
+    model = _loaded(bundle, device)
     options = Options(rollout_count, labels, plan, seed)
     work = _work(out, model, [rollouts, training], options)
     counts = [] if rollout_count is None else [rollout_count]
-    parts = load_parts(model, rollouts, training, work, counts, "count", tick)
+    parts = load_parts(model, rollouts, training, work, counts, "count", device, tick)
     report, after, fitted = _learn(model, parts, work, options, tick)
     _save(out, model, after, fitted, report)
     shutil.rmtree(work)
@@ -117,6 +120,7 @@ def adapt_curve(
     labels: Labels = "exact",
     plan: HeadPlan = PLAN,
     seed: int = 0,
+    device: str = "cpu",
     tick: Tick = silent,
 ) -> dict[str, Any]:
     """How the errors fall with the number of rollouts that are learned from; no bundle is written.
@@ -127,9 +131,9 @@ def adapt_curve(
     Raises InvalidInput for a count that the dataset does not hold.
     """
     check_out(out, bundle)
-    model = load_bundle(bundle)
+    model = _loaded(bundle, device)
     work = _work(out, model, [rollouts, training], Options(None, labels, plan, seed))
-    parts = load_parts(model, rollouts, training, work, counts, "curve", tick)
+    parts = load_parts(model, rollouts, training, work, counts, "curve", device, tick)
     curve: dict[str, Any] = {}
     for count in sorted(counts):
         options = Options(count, labels, plan, seed)
@@ -168,6 +172,15 @@ class Options:
     labels: Labels
     plan: HeadPlan
     seed: int
+
+
+def _loaded(bundle: Path, device: str) -> RewardModel:
+    """A model whose encoder is on a device; its heads come there with the frames that they learn from."""
+    check_device(device)
+    model = load_bundle(bundle, device)
+    model.stage.cpu()
+    model.value.cpu()
+    return model
 
 
 def _work(out: Path, model: RewardModel, roots: Sequence[Path], options: Options) -> Path:
@@ -233,9 +246,20 @@ def adapt_job(
     count: int | None,
     labels: Labels,
     seed: int,
+    device: str,
 ) -> None:
     """`adapt` in a child process, which has the right memory and thread settings."""
-    adapt(bundle, rollouts, training, out, rollout_count=count, labels=labels, seed=seed, tick=ticker.tick)
+    adapt(
+        bundle,
+        rollouts,
+        training,
+        out,
+        rollout_count=count,
+        labels=labels,
+        seed=seed,
+        device=device,
+        tick=ticker.tick,
+    )
 
 
 def curve_job(
@@ -247,9 +271,20 @@ def curve_job(
     counts: Sequence[int],
     labels: Labels,
     seed: int,
+    device: str,
 ) -> None:
     """`adapt_curve` in a child process."""
-    adapt_curve(bundle, rollouts, training, out, counts, labels=labels, seed=seed, tick=ticker.tick)
+    adapt_curve(
+        bundle,
+        rollouts,
+        training,
+        out,
+        counts,
+        labels=labels,
+        seed=seed,
+        device=device,
+        tick=ticker.tick,
+    )
 
 
 def _instructions(model: RewardModel, parts: Sequence[Part]) -> Float16Array:

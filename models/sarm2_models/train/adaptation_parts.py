@@ -65,6 +65,7 @@ def load_parts(
     work: Path,
     counts: Sequence[int],
     field: str,
+    device: str,
     tick: Tick,
 ) -> list[Part]:
     """Both datasets, kept in `work` for a second start.
@@ -78,7 +79,7 @@ def load_parts(
     for name, corpus in corpora.items():
         _check_episodes(name, corpus)
     _check_counts(counts, corpora[PARTS[0]], field)
-    return [_embedded(model, corpus, work / name, tick) for name, corpus in corpora.items()]
+    return [_embedded(model, corpus, work / name, device, tick) for name, corpus in corpora.items()]
 
 
 def _tasks(roots: Sequence[Path]) -> list[str]:
@@ -93,7 +94,7 @@ def _indexed(model: RewardModel, root: Path, folder: Path, tasks: Sequence[str])
     return load_corpus(folder)
 
 
-def _embedded(model: RewardModel, corpus: Corpus, folder: Path, tick: Tick) -> Part:
+def _embedded(model: RewardModel, corpus: Corpus, folder: Path, device: str, tick: Tick) -> Part:
     """The same with them; kept as well."""
     path, done = folder / "embeddings.npy", 0
 
@@ -104,7 +105,7 @@ def _embedded(model: RewardModel, corpus: Corpus, folder: Path, tick: Tick) -> P
 
     embed_shard(corpus, model.encoder, path, (0, len(corpus)), tick=told)
     state_TS = model.statistics.standardise(corpus.state_TS)
-    return Part(corpus, Frames.of(corpus, load_embeddings([path]), state_TS, model.config.window))
+    return Part(corpus, Frames.of(corpus, load_embeddings([path]), state_TS, model.config.window, device))
 
 
 def split(parts: Sequence[Part], rollout_count: int | None) -> tuple[list[Part], list[Part], list[Part]]:
