@@ -15,7 +15,7 @@ from models.synthetic import FRAMES, write_synthetic
 from sarm2_client.errors import InvalidInput
 from sarm2_models.checkpoint import default_bundle, load_bundle, read_manifest
 from sarm2_models.train.adapt import PLAN, adapt, adapt_curve
-from sarm2_models.train.adaptation_parts import Part, held_out
+from sarm2_models.train.adaptation_parts import Part, held_out, mixed
 from sarm2_models.train.corpus import index_dataset, load_corpus
 from sarm2_models.train.plan import PlannedEpisode
 from sarm2_models.train.windows import Frames
@@ -138,14 +138,18 @@ def test_every_kind_is_learned_from_calibrated_on_and_measured() -> None:
         assert (held_N & turn_N)[kind_N == kind].sum() == 2
 
 
-def test_parts_are_cut_and_joined_by_episodes(folders: tuple[Path, Path], tmp_path: Path) -> None:
-    index_dataset(folders[0], tmp_path, load_vocabulary("metaworld"), ["hammer"])
-    corpus = load_corpus(tmp_path)
+def part_of(root: Path, work: Path) -> Part:
+    """A dataset with embeddings that tell their frame."""
+    index_dataset(root, work, load_vocabulary("metaworld"), ["hammer"])
+    corpus = load_corpus(work)
     embeddings_TCD = np.arange(len(corpus) * 3 * 2, dtype=np.float16).reshape(len(corpus), 3, 2)
-    whole = Part(
-        corpus,
-        Frames.of(corpus, embeddings_TCD, corpus.state_TS, load_bundle(default_bundle()).config.window),
-    )
+    window = load_bundle(default_bundle()).config.window
+    return Part(corpus, Frames.of(corpus, embeddings_TCD, corpus.state_TS, window))
+
+
+def test_parts_are_cut_and_joined_by_episodes(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    whole = part_of(folders[0], tmp_path)
+    corpus, embeddings_TCD = whole.corpus, whole.frames.embeddings_TCD
     odd_N = np.arange(corpus.episodes) % 2 == 1
     odd = whole.only(odd_N)
     assert odd.corpus.seed_N.tolist() == corpus.seed_N[odd_N].tolist()
@@ -161,3 +165,15 @@ def test_parts_are_cut_and_joined_by_episodes(folders: tuple[Path, Path], tmp_pa
     np.testing.assert_allclose(
         marked.frames.progress_T[second], as_marked(odd.corpus.progress_T[second], corpus.fps)
     )
+
+
+def test_rollouts_and_training_weigh_half_each_however_many_they_are(tmp_path: Path) -> None:
+    roots = dataset(tmp_path / "rollouts", "perturbed", 2), dataset(tmp_path / "training", "demo", 5)
+    parts = [part_of(root, tmp_path / f"{root.name}_index") for root in roots]
+    frames, hints_TH = mixed(parts)
+    assert frames.weight_T is not None
+    first = len(parts[0].frames)
+    assert frames.weight_T[:first].sum() == pytest.approx(0.5)
+    assert frames.weight_T[first:].sum() == pytest.approx(0.5)
+    assert np.ptp(frames.weight_T[:first]) == np.ptp(frames.weight_T[first:]) == 0
+    assert len(hints_TH) == len(frames)

@@ -171,3 +171,18 @@ def test_the_published_preset_has_the_publications_constants() -> None:
     assert update.monte_carlo == "final_progress"
     assert PUBLISHED.loop.rounds == 3
     assert 50 <= PUBLISHED.loop.rollouts <= 100
+
+
+def test_the_slow_networks_follow_by_tau_a_step() -> None:
+    learner = make_learner()
+    before = [parameter.clone() for parameter in learner.slow_critics.parameters()]
+    with torch.no_grad():
+        for parameter in [*learner.critics.parameters(), *learner.actor.parameters()]:
+            parameter.add_(1.0)
+    learner.follow()
+    for old, slow in zip(before, learner.slow_critics.parameters(), strict=True):
+        torch.testing.assert_close(slow, old + SMALL.update.tau)
+        assert not slow.requires_grad
+    moved = zip(learner.slow_actor.parameters(), learner.actor.parameters(), strict=True)
+    for slow, fast in moved:
+        torch.testing.assert_close(slow, fast - 1.0 + SMALL.update.tau)

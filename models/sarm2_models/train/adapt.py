@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
@@ -26,7 +26,7 @@ from sarm2_models.device import check_device
 from sarm2_models.estimate import Estimate
 from sarm2_models.metrics import evaluate
 from sarm2_models.reward_model import RewardModel
-from sarm2_models.train.adaptation_parts import Part, load_parts, split
+from sarm2_models.train.adaptation_parts import Part, load_parts, mixed, split
 from sarm2_models.train.calibrate import calibrate, predict
 from sarm2_models.train.heads import Texts, predict_logits, train_stage, train_value
 from sarm2_models.train.jobs import Ticker
@@ -35,8 +35,7 @@ from sarm2_models.train.loop import Tick, silent
 from sarm2_models.train.plan import HeadPlan
 from sarm2_models.train.report import draw_adaptation
 from sarm2_models.train.variants import Heads
-from sarm2_models.train.windows import Frames, hints_of
-from sarm2_models.window import Float16Array, Float32Array
+from sarm2_models.window import Float16Array
 from sarm2_rollouts.episode_scorer import model_name
 from sarm2_rollouts.lerobot_reader import open_dataset
 from sarm2_rollouts.run_record import RunRecord, hold
@@ -213,15 +212,15 @@ def _learn(
         options.seed,
     )
     before = Heads(model.config, model.stage, model.value)
-    mixed, hints_TH = _mixed(learned)
+    frames, hints_TH = mixed(learned)
     stage = model.stage  # whoever marks progress names no primitives
     if options.labels == "exact":
         stage = train_stage(
-            model.config, mixed, plan, work, seed=seed, hints_TH=hints_TH, initial=model.stage, tick=tick
+            model.config, frames, plan, work, seed=seed, hints_TH=hints_TH, initial=model.stage, tick=tick
         )
-    predicted_T = predict_logits(stage, mixed).argmax(-1)
+    predicted_T = predict_logits(stage, frames).argmax(-1)
     value = train_value(
-        model.config, mixed, texts, predicted_T, plan, work, seed=seed, initial=model.value, tick=tick
+        model.config, frames, texts, predicted_T, plan, work, seed=seed, initial=model.value, tick=tick
     )
     after = Heads(model.config, stage, value)
     held = Part.joined(calibrated)
@@ -294,15 +293,6 @@ def _instructions(model: RewardModel, parts: Sequence[Part]) -> Float16Array:
         for task in np.unique(part.corpus.task_N):
             found[task] = part.corpus.instructions[task]
     return np.stack([model.instruction(text)[0] for text in found])
-
-
-def _mixed(parts: Sequence[Part]) -> tuple[Frames, Float32Array]:
-    """All frames, half of the weight on each part that has any, and the stage estimator's hints."""
-    joined = Part.joined(parts)
-    shares = [np.full(len(part.frames), 1 / max(1, len(part.frames))) for part in parts]
-    weight_T = np.concatenate(shares)
-    frames = replace(joined.frames, weight_T=weight_T / weight_T.sum())
-    return frames, hints_of(joined.corpus)
 
 
 def _measure(

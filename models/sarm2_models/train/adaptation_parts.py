@@ -19,8 +19,8 @@ from sarm2_models.reward_model import RewardModel
 from sarm2_models.train.corpus import Corpus, index_dataset, load_corpus
 from sarm2_models.train.embed import embed_shard, load_embeddings
 from sarm2_models.train.loop import Tick
-from sarm2_models.train.windows import Frames
-from sarm2_models.window import BoolArray, IntArray
+from sarm2_models.train.windows import Frames, hints_of
+from sarm2_models.window import BoolArray, Float32Array, IntArray
 from sarm2_rollouts.lerobot_reader import open_dataset
 from sarm2_rollouts.rollout_marks import as_marked
 
@@ -149,3 +149,11 @@ def held_out(kind_N: IntArray) -> tuple[BoolArray, BoolArray]:
     held_N[by_kind_N] = np.concatenate(ranks) % HELD_OUT == HELD_OUT - 1
     turn_N[by_kind_N] = np.cumsum(held_N[by_kind_N]) % 2 == 1
     return held_N, turn_N
+
+
+def mixed(parts: Sequence[Part]) -> tuple[Frames, Float32Array]:
+    """All frames, every part with the same weight in all, and the stage estimator's hints."""
+    joined = Part.joined(parts)
+    weight_T = np.concatenate([np.full(len(part.frames), 1 / len(part.frames)) for part in parts])
+    frames = replace(joined.frames, weight_T=weight_T / len(parts))
+    return frames, hints_of(joined.corpus)
