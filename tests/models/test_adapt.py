@@ -13,7 +13,7 @@ import pytest
 
 from models.synthetic import FRAMES, write_synthetic
 from sarm2_client.errors import InvalidInput
-from sarm2_models.checkpoint import default_bundle, load_bundle, read_manifest
+from sarm2_models.checkpoint import default_bundle, load_bundle, read_manifest, save_bundle
 from sarm2_models.train.adapt import PLAN, adapt, adapt_curve
 from sarm2_models.train.adaptation_parts import Part, held_out, mixed
 from sarm2_models.train.corpus import index_dataset, load_corpus
@@ -22,6 +22,7 @@ from sarm2_models.train.windows import Frames
 from sarm2_models.vocabulary import load_vocabulary
 from sarm2_rollouts.episode import EpisodeKind
 from sarm2_rollouts.rollout_marks import as_marked
+from sarm2_rollouts.tasks import TASKS
 
 SHORT = replace(PLAN, stage_steps=20, value_steps=60, batch=32)
 
@@ -56,6 +57,21 @@ def test_rm2_errs_less_on_held_out_rollouts_and_says_what_it_came_from(
     first, second = load_bundle(default_bundle()), load_bundle(out)
     assert report["adapted_from"].endswith(first.weights_sha256[:16])
     assert second.version == f"{first.version}+6rollouts"
+
+
+def test_a_task_that_was_learned_is_known(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    first, text = load_bundle(default_bundle()), TASKS["hammer"].instruction
+    others_N = [known != text for known in first.instructions]
+    assert others_N.count(False) == 1
+    first.instructions = tuple(known for known in first.instructions if known != text)
+    first.instruction_texts_ND = first.instruction_texts_ND[others_N]
+    save_bundle(tmp_path / "rm1", first)
+    plan = replace(SHORT, stage_steps=1, value_steps=1)
+    adapt(tmp_path / "rm1", *folders, tmp_path / "rm2", plan=plan)
+    before, after = (load_bundle(tmp_path / name) for name in ("rm1", "rm2"))
+    assert [model.instruction(text)[1] for model in (before, after)] == [False, True]
+    assert after.instructions == (*before.instructions, text)
+    np.testing.assert_array_equal(after.instruction(text)[0], before.instruction(text)[0])
 
 
 def test_the_first_model_is_kept_as_it_was(folders: tuple[Path, Path], tmp_path: Path) -> None:

@@ -104,7 +104,7 @@ def adapt(
     counts = [] if rollout_count is None else [rollout_count]
     parts = load_parts(model, rollouts, training, work, counts, "count", device, tick)
     report, after, fitted = _learn(model, parts, work, options, tick)
-    _save(out, model, after, fitted, report)
+    _save(out, model, after, fitted, _instructions(parts), report)
     shutil.rmtree(work)
     return report
 
@@ -207,7 +207,7 @@ def _learn(
     if options.labels == "marks":
         learned[0], calibrated[0] = learned[0].as_marked(), calibrated[0].as_marked()
     texts, plan, seed = (
-        Texts(model.primitive_texts_PD, _instructions(model, parts)),
+        Texts(model.primitive_texts_PD, _embedded(model, _instructions(parts))),
         options.plan,
         options.seed,
     )
@@ -286,13 +286,17 @@ def curve_job(
     )
 
 
-def _instructions(model: RewardModel, parts: Sequence[Part]) -> Float16Array:
-    """The embedding of every task's instruction, from the part that has the task."""
+def _instructions(parts: Sequence[Part]) -> list[str]:
+    """Every task's instruction, from the part that has the task."""
     found = list(parts[0].corpus.instructions)
     for part in parts:
         for task in np.unique(part.corpus.task_N):
             found[task] = part.corpus.instructions[task]
-    return np.stack([model.instruction(text)[0] for text in found])
+    return found
+
+
+def _embedded(model: RewardModel, texts: Sequence[str]) -> Float16Array:
+    return np.stack([model.instruction(text)[0] for text in texts])
 
 
 def _measure(
@@ -309,7 +313,16 @@ def _measure(
     return {metric: found[metric].as_json() for metric in METRICS}
 
 
-def _save(out: Path, model: RewardModel, heads: Heads, fitted: Calibration, report: dict[str, Any]) -> None:
+def _save(
+    out: Path,
+    model: RewardModel,
+    heads: Heads,
+    fitted: Calibration,
+    learned: Sequence[str],
+    report: dict[str, Any],
+) -> None:
+    """RM2's bundle: it knows the instructions that RM1 knew, and those that were learned."""
+    instructions = [*model.instructions, *(text for text in learned if not model.instruction(text)[1])]
     adapted = RewardModel(
         model.config,
         model.encoder,
@@ -319,8 +332,8 @@ def _save(out: Path, model: RewardModel, heads: Heads, fitted: Calibration, repo
         vocabulary=model.vocabulary,
         calibration=fitted,
         primitive_texts_PD=model.primitive_texts_PD,
-        instructions=model.instructions,
-        instruction_texts_ND=model.instruction_texts_ND,
+        instructions=instructions,
+        instruction_texts_ND=_embedded(model, instructions),
         model_id=model.model_id,
         version=f"{model.version}+{report['rollouts']['learned']}rollouts",
     )
