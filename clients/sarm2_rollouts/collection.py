@@ -114,8 +114,8 @@ class _Workers:
                 for process in list(self._pool._processes.values()):
                     process.kill()
                 raise WaitTimeout(
-                    f"waited {EPISODE_TIMEOUT_S:.0f} s for an episode: its worker hangs, or its policy is too "
-                    "slow here; what is finished is kept, start again",
+                    f"waited {EPISODE_TIMEOUT_S:.0f} s for an episode: its worker hangs, or its policy is "
+                    "too slow here; what is finished is kept, start again",
                     field="episode",
                 ) from error
         raise ModelFailed(

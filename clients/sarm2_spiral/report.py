@@ -304,6 +304,7 @@ were held out.</p>
 
 
 def _estimate(found: dict[str, Any]) -> str:
-    if found["value"] is None:
+    value, low, high = (found[name] for name in ("value", "low", "high"))
+    if value is None:
         return ""
-    return f"{found['value']:.4f} ({found['low']:.4f} to {found['high']:.4f})"
+    return f"{value:.4f}" if low is None else f"{value:.4f} ({low:.4f} to {high:.4f})"

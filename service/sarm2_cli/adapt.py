@@ -109,10 +109,12 @@ def adapt(
 
 def comparison(report: dict[str, Any]) -> Table:
     """Both models on the same held-out episodes."""
-    table = Table("metric", "before", "after", "n", title=f"adapted from {report['adapted_from']}")
+    title = f"adapted from {report['adapted_from']}"
+    table = Table("metric", "before", "after", "after / before", "n", title=title)
     for metric, before in report["before"].items():
-        after = report["after"][metric]
-        table.add_row(metric, _number(before), _number(after), str(after["n"]))
+        after, change = report["after"][metric], report["after_over_before"].get(metric)
+        told = "" if change is None else _number(change, 2)
+        table.add_row(metric, _number(before), _number(after), told, str(after["n"]))
     return table
 
 
@@ -125,7 +127,10 @@ def falling(report: dict[str, Any]) -> Table:
     return table
 
 
-def _number(estimate: dict[str, Any]) -> str:
-    if estimate["value"] is None:
+def _number(estimate: dict[str, Any], digits: int = 4) -> str:
+    value, low, high = (estimate[name] for name in ("value", "low", "high"))
+    if value is None:
         return "-"
-    return f"{estimate['value']:.4f} ({estimate['low']:.4f} to {estimate['high']:.4f})"
+    if low is None:
+        return f"{value:.{digits}f}"
+    return f"{value:.{digits}f} ({low:.{digits}f} to {high:.{digits}f})"

@@ -52,6 +52,8 @@ def test_rm2_errs_less_on_held_out_rollouts_and_says_what_it_came_from(
     out, report = adapted
     before, after = (report[which]["rollout_mse"]["value"] for which in ("before", "after"))
     assert after < 0.7 * before
+    change = report["after_over_before"]["rollout_mse"]
+    assert change["value"] == pytest.approx(after / before)
     assert report["rollouts"] == {"learned": 6, "measured": 1}
     assert read_manifest(out).adapted_from == report["adapted_from"]
     first, second = load_bundle(default_bundle()), load_bundle(out)

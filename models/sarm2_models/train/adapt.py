@@ -53,6 +53,9 @@ METRICS = (
     "interval_width",
 )
 
+ERRORS = ("demo_mse", "rollout_mse", "policy_mse")
+"""Metrics of which the adapted model's is also told over the first one's, paired by episode."""
+
 PLAN = HeadPlan(
     stage_steps=300,
     value_steps=400,
@@ -125,7 +128,8 @@ def adapt_curve(
     """How the errors fall with the number of rollouts that are learned from; no bundle is written.
 
     Arguments and errors as `adapt` has them. `out` gets `curve.json` (`curve.COUNT.METRIC.{value, low, high,
-    n}`, with RM1 under 0) and `curve.png`. Calibration always has all rollouts that are held out for it.
+    n}`, with RM1 under 0, and `change.COUNT.METRIC`, over RM1's) and `curve.png`. Calibration always has all
+    rollouts that are held out for it.
 
     Raises InvalidInput for a count that the dataset does not hold.
     """
@@ -134,11 +138,13 @@ def adapt_curve(
     work = _work(out, model, [rollouts, training], Options(None, labels, plan, seed))
     parts = load_parts(model, rollouts, training, work, counts, "curve", device, tick)
     curve: dict[str, Any] = {}
+    change: dict[str, Any] = {}
     for count in sorted(counts):
         options = Options(count, labels, plan, seed)
         report, _, _ = _learn(model, parts, work / str(count), options, tick)
         curve |= {"0": report["before"], str(count): report["after"]}
-    content = {"adapted_from": report["adapted_from"], "labels": labels, "curve": curve}
+        change[str(count)] = report["after_over_before"]
+    content = {"adapted_from": report["adapted_from"], "labels": labels, "curve": curve, "change": change}
     out.mkdir(parents=True, exist_ok=True)
     (out / "curve.json").write_text(json.dumps(content, indent=1) + "\n")
     draw_adaptation(curve, out / "curve.png")
@@ -225,13 +231,16 @@ def _learn(
     after = Heads(model.config, stage, value)
     held = Part.joined(calibrated)
     fitted = calibrate(after, held.frames, held.corpus, texts, model.vocabulary)
+    first = _measure(before, measured, texts, model, model.calibration)
+    second = _measure(after, measured, texts, model, fitted)
     report = {
         "adapted_from": model_name(model.model_id, model.version, model.weights_sha256),
         "labels": options.labels,
         "rollouts": {"learned": learned[0].corpus.episodes, "measured": measured[0].corpus.episodes},
         "training": {"learned": learned[1].corpus.episodes, "measured": measured[1].corpus.episodes},
-        "before": _measure(before, measured, texts, model, model.calibration),
-        "after": _measure(after, measured, texts, model, fitted),
+        "before": {metric: first[metric].as_json() for metric in METRICS},
+        "after": {metric: second[metric].as_json() for metric in METRICS},
+        "after_over_before": {metric: second[metric].over(first[metric]).as_json() for metric in ERRORS},
     }
     return report, after, fitted
 
@@ -301,16 +310,13 @@ def _embedded(model: RewardModel, texts: Sequence[str]) -> Float16Array:
 
 def _measure(
     heads: Heads, parts: Sequence[Part], texts: Texts, model: RewardModel, rules: Calibration
-) -> dict[str, dict[str, float | int | None]]:
+) -> dict[str, Estimate]:
     """Both kinds together: demonstrations and rollouts of whichever dataset."""
     joined, words = Part.joined(parts), model.vocabulary
     corpus = joined.corpus
     said = predict(heads, joined.frames, texts, words, rules, corpus.source_T)
     means = mean_demo_frames(corpus)
-    found: dict[str, Estimate] = evaluate(
-        scored_episodes(corpus, said, means), words.group_of_primitive, words.null_index
-    )
-    return {metric: found[metric].as_json() for metric in METRICS}
+    return evaluate(scored_episodes(corpus, said, means), words.group_of_primitive, words.null_index)
 
 
 def _save(
