@@ -45,7 +45,7 @@ class Demonstrations:
 DEMOS: MappingProxyType[tuple[str, PolicyKind], Demonstrations] = MappingProxyType(
     {
         ("hammer", "image"): Demonstrations(12),
-        ("drawer-open", "image"): Demonstrations(8, noise=0.5, bad_rate=0.05),
+        ("drawer-open", "image"): Demonstrations(8, noise=0.5, bad_rate=0.1),
         ("bin-picking", "state"): Demonstrations(7),
         ("pick-place", "state"): Demonstrations(16),
         ("pick-place", "image"): Demonstrations(25),
@@ -54,8 +54,8 @@ DEMOS: MappingProxyType[tuple[str, PolicyKind], Demonstrations] = MappingProxyTy
 )
 """Meant to be such that pi_1 succeeds in 40 to 65 % of the scenes, in the mean of seeds: single ones differ
 more than counts do (7 of bin-picking: .28, .75 and .88). No count of the usual demonstrations does that for
-images of drawer-open (three seeds: .28 with one, .88 with 2, .88 with 3, .81 with 5, .75 with 8), but
-8 rougher ones do: TODO. Images of pick-place are not tuned."""
+images of drawer-open (.28 with one, .88 with 2 and with 3, .81 with 5, .75 with 8: three seeds each), but 8
+rougher ones do: .51 (.53, .48, .53 on seeds 101 to 103, 40 scenes each). Images of pick-place are not tuned."""
 
 MAIN: tuple[tuple[str, PolicyKind], ...] = (
     ("hammer", "image"),
