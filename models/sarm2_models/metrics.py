@@ -315,7 +315,8 @@ def evaluate(
       precision-recall curve, over rollouts.
     - `ece`: expected calibration error of the stage confidence in 15 equal bins, all frames of all episodes.
     - `certain_error`: of the frames that are not marked uncertain the share with a wrong primitive, which the
-      rule is set to keep under its stated error; `certain_share`: how many those are. All episodes.
+      rule is set to keep under its stated error; `certain_share`: how many those are. All episodes;
+      `..._demo` over demos and clean demos, `..._perturbed` and `..._policy` over such rollouts.
     - `interval_coverage`, `interval_width`: share of frames whose true progress lies inside the interval, and
       its mean width, all episodes; `..._demo` over demos and clean demos, `..._rollout` over rollouts.
 
@@ -347,6 +348,9 @@ def evaluate(
         "hierarchical_loss": (_demo, _hierarchical(group_P)),
         "segment_f1": (_demo, _segments),
         "certain_error": (_any, _certain_and_wrong),
+        "certain_error_demo": (_shown, _certain_and_wrong),
+        "certain_error_perturbed": (_perturbed, _certain_and_wrong),
+        "certain_error_policy": (_policy, _certain_and_wrong),
         "certain_share": (_any, _certain),
         "interval_coverage": (_any, _covered),
         "interval_coverage_demo": (_shown, _covered),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,6 +15,7 @@ from rich.table import Table
 
 from sarm2_cli.record import one_of
 from sarm2_client.errors import InvalidInput
+from sarm2_rollouts.whole_file import whole_file
 
 BY_TASK = ("demo_mse", "rollout_mse", "primitive_accuracy", "success_auc", "drop_recall", "interval_coverage")
 """What the terminal shows for each task; the file holds every metric."""
@@ -35,6 +37,7 @@ def evaluate(
         int, typer.Option(min=1, help="Episodes of every task and kind (of random motion a quarter).")
     ] = 20,
     workers: Annotated[int, typer.Option(min=1, help="Simulator processes.")] = 2,
+    device: Annotated[str, typer.Option(metavar="cpu|cuda", help="Where the bundle scores.")] = "cpu",
 ) -> None:
     """Make fresh simulated episodes, score them frame by frame, and measure.
 
@@ -49,24 +52,41 @@ def evaluate(
     import torch
 
     from sarm2_models.checkpoint import default_bundle
+    from sarm2_models.device import check_device
     from sarm2_models.train.evaluation import Evaluator, evaluation_plan, measure, score_all
     from sarm2_rollouts.collection import iterate_episodes
     from sarm2_rollouts.metaworld_robot import TASKS, EpisodePlan
 
     asked = [] if tasks is None else one_of("tasks", tasks, sorted(TASKS))
+    check_writable(json_file)
     torch.set_num_threads(1)  # the simulator's processes need the other cores
-    evaluator = Evaluator(bundle or default_bundle())
+    check_device(device)
+    evaluator = Evaluator(bundle or default_bundle(), device)
     names = asked or known_tasks(evaluator.model.instructions)
     plan = [EpisodePlan(one.task_name, one.kind, one.seed) for one in evaluation_plan(names, seed, episodes)]
     console = Console()
     made = iterate_episodes(plan, workers)
     scored = list(track(score_all(evaluator, made), description="Scoring", total=len(plan), console=console))
     numbers = measure(evaluator, scored, seed=seed)
-    json_file.parent.mkdir(parents=True, exist_ok=True)
-    json_file.write_text(json.dumps(numbers, indent=1) + "\n")
+    with whole_file(json_file) as fresh:
+        fresh.write_text(json.dumps(numbers, indent=1) + "\n")
     for table in (_overall(numbers), _by_task(numbers)):
         console.print(table)
     typer.echo(f"{len(scored)} episodes, numbers in {json_file}")
+
+
+def check_writable(path: Path) -> None:
+    """Raise InvalidInput now, not after an hour, where a file could not be written."""
+    try:
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, "it is a folder")
+        with whole_file(path.with_name(f".{path.name}.try")) as fresh:
+            fresh.write_text("")
+        path.with_name(f".{path.name}.try").unlink()
+    except OSError as error:
+        raise InvalidInput(
+            f"--json {path}: cannot be written ({error.strerror}); name another file", field="json"
+        ) from error
 
 
 def known_tasks(instructions: Sequence[str]) -> list[str]:

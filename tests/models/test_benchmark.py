@@ -14,7 +14,7 @@ from rich.console import Console
 from models.synthetic import record_synthetic, write_synthetic
 from models.test_train_run import in_process
 from sarm2_client.errors import Conflict
-from sarm2_models.benchmark.bars import Bar, bars
+from sarm2_models.benchmark.bars import BASELINES, Bar, bars
 from sarm2_models.benchmark.cloned_policy import (
     CHUNK,
     EXECUTED,
@@ -249,6 +249,30 @@ def test_the_report_begins_with_what_is_missed_and_what_brings_nothing() -> None
     unknown = {"sarm2_no_anchor": {"demo_mse": same, "rollout_mse": Estimate(1.2, None, None, 9)}}
     assert "first frame" not in verdict(replace(tables, over=unknown))
     assert verdict(replace(tables, over={}, bars={"ece": good})) == "> Every bar is reached."
+
+
+def test_the_report_begins_with_where_a_baseline_is_better_and_whether_the_aim_is_met() -> None:
+    good = Bar(Estimate(0.5, 0.4, 0.6, 9), "at most", 0.5)
+    larger, half = Estimate(1.2, 1.1, 1.3, 9), Estimate(0.5, 0.4, 0.6, 9)
+    over = {name: {"demo_mse": half, "rollout_mse": half} for name in BASELINES}
+    tables = Tables({}, {}, over, {}, {"ece": good}, {}, {})
+    assert verdict(tables) == "> Every bar is reached."
+    over["language"] = {"demo_mse": larger, "rollout_mse": Estimate(0.9, 0.8, 1.0, 9)}
+    assert verdict(tables).splitlines()[2::2] == [
+        "> `demo_mse` is 1.2 (1.1 to 1.3) of `language`'s: larger beyond the interval.",
+        "> The aim of 25% less error on rollouts than every trained baseline, beyond the interval, is "
+        "missed.",
+    ]
+
+
+def test_the_report_says_where_each_contender_was_trained(finished: BenchmarkFolder) -> None:
+    trained = json.loads((finished.report / "benchmark.json").read_text())["machine"]["trained_on"]
+    assert trained.keys() == {name for name, one in CONTENDERS.items() if one.learns}
+    assert {tuple(places) for places in trained.values()} == {(f"cpu, torch {torch.__version__}",)}
+    assert (
+        f"Trained on cpu, torch {torch.__version__}: `sarm2`"
+        in (finished.report / "benchmark.md").read_text()
+    )
 
 
 def test_probe_r2_is_taken_over_the_axes_that_move() -> None:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from sarm2_models.train.calibrate import Predictions
 from sarm2_models.train.layout import RunFolder
@@ -36,6 +37,9 @@ class Extras:
     policy_rollouts: int
     unseen_tasks: tuple[str, ...]
     unseen: Episodes
+
+
+TRAINED_ON = "trained_on.txt"
 
 
 @dataclass(frozen=True)
@@ -82,6 +86,18 @@ class BenchmarkFolder:
     def answers(self, name: str, seed: int, exam: str) -> Path:
         """What it says of every frame of an exam."""
         return self.contender(name, seed) / f"{exam}.npz"
+
+    def note_training(self, name: str, seed: int) -> None:
+        """Write down where a contender is trained, where that was not written down before."""
+        path = self.contender(name, seed) / TRAINED_ON
+        if not path.exists():
+            with whole_file(path) as fresh:
+                fresh.write_text(f"{self.run.device}, torch {torch.__version__}")
+
+    def trained_on(self, name: str) -> list[str]:
+        """Where a contender was trained, in words; several where seeds differ."""
+        paths = [self.contender(name, seed) / TRAINED_ON for seed in self.seeds]
+        return sorted({path.read_text() for path in paths if path.exists()})
 
     def settings(self) -> dict[str, Any]:
         """What must be equal for a benchmark to be gone on with."""

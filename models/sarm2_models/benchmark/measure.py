@@ -42,6 +42,9 @@ STAGE_METRICS = (
     "segment_f1",
     "ece",
     "certain_error",
+    "certain_error_demo",
+    "certain_error_perturbed",
+    "certain_error_policy",
     "certain_share",
 )
 INTERVAL_METRICS = tuple(

@@ -27,6 +27,7 @@ from sarm2_models.train.loop import silent
 from sarm2_models.train.plan import Split
 from sarm2_models.train.stages import split_size
 from sarm2_models.train.variants import Variant, variant_config
+from sarm2_rollouts.whole_file import whole_file
 
 TRAIN_AND_TEST: tuple[Split, Split] = ("train", "test")
 
@@ -46,6 +47,8 @@ def clone_policies(ticker: Ticker, bench: BenchmarkFolder, tasks: Sequence[str])
 
 def contend(ticker: Ticker, bench: BenchmarkFolder, name: str, seed: int) -> None:
     """Train one contender from one seed and keep what it says in every exam."""
+    if CONTENDERS[name].learns:
+        bench.note_training(name, seed)
     for exam in EXAMS:
         path = bench.answers(name, seed, exam)
         if not path.exists():
@@ -67,6 +70,7 @@ def report(ticker: Ticker, bench: BenchmarkFolder) -> None:
             "python": platform.python_version(),
             "torch": torch.__version__,
             "device": bench.run.device,
+            "trained_on": {name: found for name in CONTENDERS if (found := bench.trained_on(name))},
         },
         "data": {split: split_size(bench.run, split) for split in (*bench.run.splits, "policy")},
         "summaries": {name: one.summary for name, one in CONTENDERS.items()},
@@ -79,9 +83,11 @@ def report(ticker: Ticker, bench: BenchmarkFolder) -> None:
         "probe_r2": probes,
     }
     bench.report.mkdir(parents=True, exist_ok=True)
-    (bench.report / "benchmark.json").write_text(json.dumps(content, indent=1) + "\n")
+    with whole_file(bench.report / "benchmark.json") as fresh:
+        fresh.write_text(json.dumps(content, indent=1) + "\n")
     tables = Tables(measured, by_task, over, less, held, unseen, probes)
-    (bench.report / "benchmark.md").write_text(markdown(tables, about(content)))
+    with whole_file(bench.report / "benchmark.md") as fresh:
+        fresh.write_text(markdown(tables, about(content)))
     ticker.tick(1, 2, "pictures")
     words, episodes = bench.run.vocabulary, scored_by(bench, SARM2.name)[0]
     confused = pictures.confusion(episodes, len(words.primitives))
@@ -127,14 +133,20 @@ def about(content: dict[str, Any]) -> str:
         f"{', '.join(map(str, settings['training_seeds']))}.",
         f"Every contender learns from the same {data['train']['episodes']} episodes "
         f"({data['train']['frames']} frames) through the same frozen encoder, with the same optimiser and "
-        f"batches of {plan['batch']} windows. The settings are those that SARM2 was tuned to.",
+        f"batches of {plan['batch']} windows. The settings are those that SARM2 was tuned to; nothing was "
+        "tuned for any other contender.",
         f"SARM2 sees {plan['stage_steps']} + {plan['value_steps']} batches (stage estimator, value decoder), "
         "the language model as many as both, and so do all single-task models together. Two terms of the "
         "loss are SARM2's alone: privileged hints for the stage estimator, and the change between "
-        "neighbouring frames for the value decoder.",
+        "neighbouring frames for the value decoder. It learns named primitives; the stages of single-task "
+        "models are stretches of true progress.",
         f"Measured on {data['test']['episodes']} fresh episodes ({data['test']['frames']} frames, "
         f"{data['test']['successes']} successes) and {data['policy']['episodes']} rollouts of policies that "
         f"were cloned from a few uneven demonstrations ({data['policy']['frames']} frames, "
         f"{data['policy']['successes']} successes).",
     ]
-    return " ".join(parts)
+    places: dict[str, list[str]] = {}
+    for name, found in content["machine"]["trained_on"].items():
+        places.setdefault(" and ".join(found), []).append(f"`{name}`")
+    told = "; ".join(f"{place}: {', '.join(names)}" for place, names in places.items())
+    return " ".join([*parts, *([f"Trained on {told}."] if told else [])])

@@ -5,18 +5,29 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from sarm2_models.benchmark.bars import Bar
+from sarm2_models.benchmark.bars import BASELINES, Bar
 from sarm2_models.benchmark.contenders import CONTENDERS
 from sarm2_models.benchmark.measure import DIFFERENCES, RATIOS, TRICKS
 from sarm2_models.estimate import Estimate
 
 Table = Mapping[str, Mapping[str, Estimate]]
 
-HEADLINE = ("demo_mse", "rollout_mse", "policy_mse", "success_auc", "success_auprc", "ranking", "jitter")
+HEADLINE = (
+    "demo_mse",
+    "demo_mse_macro",
+    "rollout_mse",
+    "policy_mse",
+    "success_auc",
+    "success_auprc",
+    "policy_success_auc",
+    "ranking",
+    "jitter",
+)
 FALLS = ("drop_recall", "false_drop_rate", "regress_recall", "regress_delay_s")
 ORDER = ("voc", *TRICKS)
 STAGES = (
     "primitive_accuracy",
+    "primitive_accuracy_without_null",
     "rollout_primitive_accuracy_without_null",
     "group_accuracy",
     "hierarchical_loss",
@@ -25,6 +36,9 @@ STAGES = (
 CALIBRATION = (
     "ece",
     "certain_error",
+    "certain_error_demo",
+    "certain_error_perturbed",
+    "certain_error_policy",
     "certain_share",
     "interval_coverage_demo",
     "interval_coverage_rollout",
@@ -39,6 +53,9 @@ PARTS = {
 }
 """Ablations, and what they are without."""
 
+
+AIM = 0.75
+"""Of the best trained baseline's error on rollouts, beyond the interval: what SARM2 aims at."""
 
 ORACLE = "oracle_primitive"
 SAME = "no difference beyond the interval"
@@ -123,7 +140,22 @@ def verdict(tables: Tables) -> str:
             lines.append(f"With {part}, {' and '.join(worse)} is larger beyond the interval.")
         elif found and set(found.values()) == {SAME}:
             lines.append(f"For {part} no difference of progress is seen beyond the interval.")
+    lines += [line for name in BASELINES if name in tables.over for line in _beaten(name, tables.over[name])]
+    known = [tables.over[name]["rollout_mse"] for name in BASELINES if name in tables.over]
+    if known and not all(one.high is not None and one.high <= AIM for one in known):
+        lines.append(
+            f"The aim of {1 - AIM:.0%} less error on rollouts than every trained baseline, beyond the "
+            "interval, is missed."
+        )
     return "\n>\n".join(f"> {line}" for line in lines)
+
+
+def _beaten(name: str, over: Mapping[str, Estimate]) -> list[str]:
+    """Where a trained baseline has the smaller error."""
+    worse = [metric for metric in RATIOS if _verdict(over[metric]) == LARGER]
+    return [
+        f"`{metric}` is {number(over[metric])} of `{name}`'s: larger beyond the interval." for metric in worse
+    ]
 
 
 def worth(over: Table) -> str:
