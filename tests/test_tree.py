@@ -9,6 +9,7 @@ import pytest
 
 import readme_numbers
 import tree_map
+from sarm2_models.benchmark.bars import ASKED
 
 SOURCES = [
     path
@@ -26,6 +27,11 @@ def test_the_readme_map_names_every_module_with_its_own_first_line() -> None:
 def test_the_readme_states_the_numbers_of_the_shipped_evaluation() -> None:
     readme = (tree_map.ROOT / "README.md").read_text()
     assert readme_numbers.block_of(readme) == readme_numbers.render(), "run `python tests/readme_numbers.py`"
+
+
+def test_the_readme_asks_what_the_benchmark_asks() -> None:
+    rows = {metric: aim.rsplit(" ", 1) for metric, (_, aim) in readme_numbers.ROWS.items() if aim}
+    assert {metric: (kind, float(bar)) for metric, (kind, bar) in rows.items()} == dict(ASKED)
 
 
 def test_every_module_says_in_its_first_line_what_it_is() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, Literal, TypeAlias
 
 from sarm2_models.estimate import Estimate
@@ -13,6 +14,28 @@ Row: TypeAlias = Mapping[str, Estimate]
 
 BASELINES = ("language", "single_task_all", "single_task_one")
 """The trained baselines: alternatives that somebody would really take."""
+
+
+ASKED: MappingProxyType[str, tuple[Kind, float]] = MappingProxyType(
+    {
+        "demo_mse": ("at most", 0.003),
+        "rollout_mse": ("at most", 0.006),
+        "success_auc": ("at least", 0.975),
+        "ranking": ("at least", 0.85),
+        "drop_recall": ("at least", 0.85),
+        "false_drop_rate": ("at most", 0.02),
+        "jitter": ("at most", 0.015),
+        "primitive_accuracy": ("at least", 0.96),
+        "rollout_primitive_accuracy_without_null": ("at least", 0.85),
+        "segment_f1": ("at least", 0.88),
+        "ece": ("at most", 0.04),
+        "interval_coverage_demo": ("contains", 0.9),
+        "interval_coverage_rollout": ("contains", 0.9),
+        "interval_width_demo": ("at most", 0.2),
+        "interval_width_rollout": ("at most", 0.2),
+    }
+)
+"""What SARM2's own metrics have to reach; the other bars compare it with somebody."""
 
 
 @dataclass(frozen=True)
@@ -64,30 +87,15 @@ def bars(
     tasks = [table["sarm2"]["ranking"] for table in by_task.values()]
     known = [one for one in tasks if one.value is not None]
     worst = min(known, key=lambda one: _or(one, 1.0)) if known else Estimate(None, None, None, 0)
-    table = {
-        "demo_mse": Bar(ours["demo_mse"], "at most", 0.003),
-        "rollout_mse": Bar(ours["rollout_mse"], "at most", 0.006),
+    alone = {name: Bar(ours[name], *asked) for name, asked in ASKED.items()}
+    beside = {
         "rollout_mse over state_only's": Bar(over["state_only"]["rollout_mse"], "at most", 0.6),
         "demo_mse over clock's": Bar(over["clock"]["demo_mse"], "at most", 0.2),
         f"rollout_mse over {best}'s": Bar(over[best]["rollout_mse"], "at most", 1.0, by="low"),
         f"ranking less {ranks}'s": Bar(less[ranks]["ranking"], "at least", 0.0, by="high"),
-        "success_auc": Bar(ours["success_auc"], "at least", 0.975),
-        "ranking": Bar(ours["ranking"], "at least", 0.85),
         "ranking of the worst task": Bar(worst, "at least", 0.65),
-        "drop_recall": Bar(ours["drop_recall"], "at least", 0.85),
-        "false_drop_rate": Bar(ours["false_drop_rate"], "at most", 0.02),
-        "jitter": Bar(ours["jitter"], "at most", 0.015),
-        "primitive_accuracy": Bar(ours["primitive_accuracy"], "at least", 0.96),
-        "rollout_primitive_accuracy_without_null": Bar(
-            ours["rollout_primitive_accuracy_without_null"], "at least", 0.85
-        ),
-        "segment_f1": Bar(ours["segment_f1"], "at least", 0.88),
-        "ece": Bar(ours["ece"], "at most", 0.04),
-        "interval_coverage_demo": Bar(ours["interval_coverage_demo"], "contains", 0.9),
-        "interval_coverage_rollout": Bar(ours["interval_coverage_rollout"], "contains", 0.9),
-        "interval_width_demo": Bar(ours["interval_width_demo"], "at most", 0.2),
-        "interval_width_rollout": Bar(ours["interval_width_rollout"], "at most", 0.2),
     }
+    table = alone | beside
     least = {"tool": 0.96, "object": 0.93, "goal": 0.88}
     for point, bar in least.items():
         table[f"probe R2 of the {point}"] = Bar(Estimate(probe[point], None, None, 0), "at least", bar)
