@@ -209,7 +209,11 @@ def test_bars_compare_with_whichever_trained_baseline_is_best() -> None:
     measured = {"sarm2": row(0.003, 0.97), "language": row(0.004, 0.98)}
     measured |= {"single_task_all": row(0.002, 0.96), "single_task_one": row(0.009, 0.9)}
     others = {name: row(1.1, 0.0) for name in (*measured, "state_only", "clock")}
-    probe = {"tool": 0.97, "object": 0.9, "goal": None}
+    probe = {
+        "tool": Estimate(0.97, 0.96, 0.98, 9),
+        "object": Estimate(0.9, 0.8, 0.95, 9),
+        "goal": Estimate(None, None, None, 0),
+    }
     held = bars(measured, {"hammer": {"sarm2": row(0.1, 0.5)}}, others, others, probe)
     assert held["rollout_mse over single_task_all's"].met, "1.1, and the interval reaches below 1"
     assert held["ranking less language's"].met
@@ -278,9 +282,22 @@ def test_the_report_says_where_each_contender_was_trained(finished: BenchmarkFol
 def test_probe_r2_is_taken_over_the_axes_that_move() -> None:
     true_T3 = np.stack([np.linspace(0, 1, 20), np.zeros(20), np.zeros(20)], axis=1)
     said_T3 = true_T3 + np.array([0.0, 5.0, 5.0])  # wrong only where nothing moves
-    assert r2(true_T3, said_T3) == pytest.approx(1.0)
-    assert r2(true_T3, true_T3.mean(axis=0) + 0 * true_T3) == pytest.approx(0.0)
-    assert r2(0 * true_T3, said_T3) is None
+    episode_T = np.repeat([0, 9], 10)
+    assert r2(true_T3, said_T3, episode_T).value == pytest.approx(1.0)
+    nothing = r2(true_T3, true_T3.mean(axis=0) + 0 * true_T3, episode_T)
+    assert nothing.value == pytest.approx(0.0)
+    assert nothing.n == 2
+    assert r2(0 * true_T3, said_T3, episode_T).value is None
+
+
+def test_probe_r2_has_the_interval_of_its_episodes() -> None:
+    rng = np.random.default_rng(0)
+    true_T3, episode_T = rng.normal(size=(400, 3)), np.repeat(np.arange(40), 10)
+    said_T3 = true_T3 + 0.5 * rng.normal(size=(400, 3))
+    found = r2(true_T3, said_T3, episode_T)
+    assert found.value == pytest.approx(0.75, abs=0.03)
+    assert found.low == pytest.approx(0.72, abs=0.03)
+    assert found.high == pytest.approx(0.78, abs=0.03)
 
 
 # --- the contenders ---------------------------------------------------------------------------------

@@ -72,7 +72,7 @@ def bars(
     by_task: Mapping[str, Mapping[str, Row]],
     over: Mapping[str, Row],
     less: Mapping[str, Row],
-    probe: Mapping[str, float | None],
+    probe: Row,
 ) -> dict[str, Bar]:
     """Every bar by name.
 
@@ -98,7 +98,7 @@ def bars(
     table = alone | beside
     least = {"tool": 0.96, "object": 0.93, "goal": 0.88}
     for point, bar in least.items():
-        table[f"probe R2 of the {point}"] = Bar(Estimate(probe[point], None, None, 0), "at least", bar)
+        table[f"probe R2 of the {point}"] = Bar(probe[point], "at least", bar)
     return table
 
 

@@ -8,14 +8,16 @@ Shapes: T frames, F features, 3 axes.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
+from sarm2_models.estimate import Estimate, ratio
 from sarm2_models.train.corpus import Corpus
 from sarm2_models.train.windows import Frames
+from sarm2_models.window import IntArray
 from sarm2_rollouts.simulator_state import columns
 
 POINTS = ("tool", "object", "goal")
@@ -28,47 +30,58 @@ Floats: TypeAlias = npt.NDArray[np.float64]
 Known: TypeAlias = tuple[Corpus, Frames]
 
 
-def probe_tasks(train: Known, test: Known) -> dict[str, dict[str, float | None]]:
+def probe_tasks(train: Known, test: Known, seed: int = 0) -> dict[str, dict[str, Estimate]]:
     """R2 on the test episodes by point, for every task and the mean of the tasks (`all`).
 
-    Fitted on the training episodes of the same task, from the embeddings of all views. None where a point
-    does not move.
+    Fitted on the training episodes of the same task, from the embeddings of all views. The interval is over
+    test episodes. No value where a point does not move.
     """
     names = train[0].task_names
-    table = {name: _probe(train, test, task) for task, name in enumerate(names)}
-    means: dict[str, float | None] = {}
-    for point in POINTS:
-        known = [row[point] for row in table.values() if row[point] is not None]
-        means[point] = float(np.mean(np.array(known, dtype=float))) if known else None
-    return {"all": means} | table
+    table = {name: _probe(train, test, task, seed + task) for task, name in enumerate(names)}
+    return {"all": {point: _mean([row[point] for row in table.values()]) for point in POINTS}} | table
 
 
-def _probe(train: Known, test: Known, task: int) -> dict[str, float | None]:
-    seen_TF, asked = _task(*train, task)
-    new_TF, wanted = _task(*test, task)
+def _probe(train: Known, test: Known, task: int, seed: int) -> dict[str, Estimate]:
+    seen_TF, asked, _ = _task(*train, task)
+    new_TF, wanted, episode_T = _task(*test, task)
     mean_F, scale_F = seen_TF.mean(axis=0), np.maximum(seen_TF.std(axis=0), 1e-6)
     seen_TF, new_TF = (seen_TF - mean_F) / scale_F, (new_TF - mean_F) / scale_F
     gram = seen_TF.T @ seen_TF + RIDGE * np.eye(seen_TF.shape[1])
-    found: dict[str, float | None] = {}
+    found: dict[str, Estimate] = {}
     for point in POINTS:
         centre_3 = asked[point].mean(axis=0)
         weights = np.linalg.solve(gram, seen_TF.T @ (asked[point] - centre_3))
-        found[point] = r2(wanted[point], new_TF @ weights + centre_3)
+        found[point] = r2(wanted[point], new_TF @ weights + centre_3, episode_T, seed)
     return found
 
 
-def r2(true_T3: Floats, said_T3: Floats) -> float | None:
-    """Share of the variance that is explained, over the axes that move; None where none does."""
+def r2(true_T3: Floats, said_T3: Floats, episode_T: IntArray, seed: int = 0) -> Estimate:
+    """Share of the variance that is explained, over the axes that move, with its interval over episodes; no
+    value where none moves. The variance is about the mean of all frames."""
     moves_3 = true_T3.std(axis=0) > LEAST_DEVIATION
-    if not moves_3.any():
-        return None
-    error = ((true_T3 - said_T3)[:, moves_3] ** 2).sum()
-    spread = ((true_T3 - true_T3.mean(axis=0))[:, moves_3] ** 2).sum()
-    return float(1.0 - error / spread)
+    error_T = ((true_T3 - said_T3)[:, moves_3] ** 2).sum(axis=1)
+    spread_T = ((true_T3 - true_T3.mean(axis=0))[:, moves_3] ** 2).sum(axis=1)
+    _, place_T = np.unique(episode_T, return_inverse=True)
+    sums = [np.bincount(place_T, weights=values_T) for values_T in (error_T, spread_T)]
+    unexplained = ratio(np.stack(sums, axis=1).tolist(), seed)
+    if unexplained.value is None:
+        return unexplained
+    samples = 1.0 - unexplained.samples if unexplained.samples is not None else np.array([])
+    return Estimate.of(1.0 - unexplained.value, samples, unexplained.n)
 
 
-def _task(corpus: Corpus, frames: Frames, task: int) -> tuple[Floats, Mapping[str, Floats]]:
+def _mean(by_task: Sequence[Estimate]) -> Estimate:
+    """The mean of the tasks that have a value; each task's episodes were drawn apart."""
+    known = [(one.value, one.samples) for one in by_task if one.value is not None and one.samples is not None]
+    if not known:
+        return Estimate(None, None, None, 0)
+    values, samples = zip(*known, strict=True)
+    return Estimate.of(float(np.mean(values)), np.mean(samples, axis=0), sum(one.n for one in by_task))
+
+
+def _task(corpus: Corpus, frames: Frames, task: int) -> tuple[Floats, Mapping[str, Floats], IntArray]:
     mine_T = np.flatnonzero(frames.task_T == task)
     features_TF = frames.embeddings_TCD[mine_T].reshape(len(mine_T), -1).astype(np.float64)
     simulator_TK = corpus.simulator_TK[mine_T]
-    return features_TF, {point: columns(simulator_TK, point, corpus.simulator_names) for point in POINTS}
+    points = {point: columns(simulator_TK, point, corpus.simulator_names) for point in POINTS}
+    return features_TF, points, frames.first_T[mine_T]

@@ -21,6 +21,7 @@ from sarm2_models.benchmark.measure import against, measure_contenders, plain, s
 from sarm2_models.benchmark.probe import probe_tasks
 from sarm2_models.benchmark.table import Tables, markdown
 from sarm2_models.benchmark.unseen import measure_unseen
+from sarm2_models.estimate import Estimate
 from sarm2_models.train.heads import Windows, chunks, scoring, text_inputs
 from sarm2_models.train.jobs import Ticker
 from sarm2_models.train.loop import silent
@@ -80,7 +81,7 @@ def report(ticker: Ticker, bench: BenchmarkFolder) -> None:
         "sarm2_minus": plain(less),
         "bars": {name: bar.as_json() for name, bar in held.items()},
         "unseen": plain(unseen),
-        "probe_r2": probes,
+        "probe_r2": plain(probes),
     }
     bench.report.mkdir(parents=True, exist_ok=True)
     with whole_file(bench.report / "benchmark.json") as fresh:
@@ -99,7 +100,7 @@ def report(ticker: Ticker, bench: BenchmarkFolder) -> None:
     ticker.tick(2, 2)
 
 
-def probe(bench: BenchmarkFolder) -> dict[str, dict[str, float | None]]:
+def probe(bench: BenchmarkFolder) -> dict[str, dict[str, Estimate]]:
     """How exactly the embeddings tell where things are, by task."""
     run = bench.run
     train, test = ((run.corpus(split), run.frames("full", split)) for split in TRAIN_AND_TEST)
@@ -143,7 +144,8 @@ def about(content: dict[str, Any]) -> str:
         f"Measured on {data['test']['episodes']} fresh episodes ({data['test']['frames']} frames, "
         f"{data['test']['successes']} successes) and {data['policy']['episodes']} rollouts of policies that "
         f"were cloned from a few uneven demonstrations ({data['policy']['frames']} frames, "
-        f"{data['policy']['successes']} successes).",
+        f"{data['policy']['successes']} successes). Nothing was trained or calibrated on any of them; their "
+        "seeds are always the same, so that whoever changes a model after a benchmark has looked at them.",
     ]
     places: dict[str, list[str]] = {}
     for name, found in content["machine"]["trained_on"].items():

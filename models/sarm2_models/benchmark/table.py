@@ -80,7 +80,7 @@ class Tables:
     less: Table
     bars: Mapping[str, Bar]
     unseen: Table
-    probes: Mapping[str, Mapping[str, float | None]]
+    probes: Table
 
 
 def markdown(tables: Tables, about: str) -> str:
@@ -206,11 +206,11 @@ def _bars(bars: Mapping[str, Bar]) -> str:
     return "\n".join(lines)
 
 
-def _probes(probes: Mapping[str, Mapping[str, float | None]]) -> str:
+def _probes(probes: Table) -> str:
     points = next(iter(probes.values()))
     lines = ["| | " + " | ".join(points) + " |", "|---" * (len(points) + 1) + "|"]
     for task, row in probes.items():
-        cells = ["" if value is None else f"{value:.3f}" for value in row.values()]
+        cells = ["" if one.value is None else number(one) for one in row.values()]
         lines.append(f"| {task} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
