@@ -46,6 +46,14 @@ CALIBRATION = (
     "interval_width_rollout",
 )
 BY_TASK = ("demo_mse", "rollout_mse", "primitive_accuracy", "success_auc", "ranking", "drop_recall")
+PICTURES = {
+    "confusion": "Confusion of primitives",
+    "experts": "How much each expert is used for each primitive",
+    "expert_correlation": "Correlation of the primitives' use of experts",
+    "curves": "The best, the median and the worst episode of each task",
+}
+"""What `pictures` draws beside the report."""
+
 PARTS = {
     "sarm2_no_stage": "the stage estimator and the gates it chooses",
     "sarm2_no_multigate": "the multi-gate",
@@ -124,6 +132,8 @@ def markdown(tables: Tables, about: str) -> str:
         first = next(iter(tables.unseen.values()))
         seen = "No head was trained on them; the shipped encoder has seen their pictures. SARM2 alone."
         parts += ["## Unseen tasks", seen, _rows(tables.unseen, tuple(first))]
+    parts += ["## Pictures of SARM2, first training seed"]
+    parts += [f"![{caption}]({name}.png)" for name, caption in PICTURES.items()]
     return "\n\n".join(parts) + "\n"
 
 
