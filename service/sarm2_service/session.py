@@ -111,6 +111,8 @@ class Session:
                 seq=frame.seq,
             )
         images = self._ordered(frame.images, frame.seq)
+        # A frame that comes again after a resume is context for the next ones: never too late.
+        live = self.start.qos == "realtime" and not self.replays(frame.seq)
         return self._scorer.new_step(
             self.lane,
             frame.seq,
@@ -118,7 +120,7 @@ class Session:
             frame.state,
             self._on_outcome,
             received=received,
-            deadline_ms=frame.deadline_ms if self.start.qos == "realtime" else None,
+            deadline_ms=frame.deadline_ms if live else None,
         )
 
     def submit(self, step: Step, frame: wire.Frame) -> None:

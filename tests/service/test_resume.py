@@ -38,6 +38,15 @@ def test_a_resumed_curve_equals_the_uninterrupted_one(server: RunningServer) -> 
         assert robot.end(29).scored == 30
 
 
+def test_frames_sent_again_to_another_replica_are_scored_however_late(server: RunningServer) -> None:
+    with server.robot() as robot:
+        assert robot.start("context", resume_from=3).next_seq == 0
+        for seq in range(3):
+            assert robot.score(fakes.frame(seq, deadline_ms=0.0001)).filled == 0
+        robot.send(fakes.frame(3, deadline_ms=0.0001))
+        assert robot.expect(wire.Dropped).seq == 3
+
+
 def test_answers_that_were_lost_on_the_way_come_again_after_a_resume(server: RunningServer) -> None:
     with server.robot() as robot:
         robot.start("unread")
