@@ -41,6 +41,7 @@ _SCHEMA = 1
 _FLOAT16 = 1
 _HEADER = struct.Struct("<2sBBIII")  # magic, schema, dtype, dim, payload bytes, CRC-32
 _WRITE_BATCH = 256
+_MAX_CONNECTIONS = 8
 _ENTRY_OVERHEAD = 200  # bytes of Python objects about one embedding, roughly
 
 
@@ -137,13 +138,16 @@ class RedisTier:
         self._waiting: deque[tuple[bytes, Embedding]] = deque()
         self._max_waiting = settings.redis_queue
         self._wake = asyncio.Event()
-        self._client = redis_asyncio.Redis.from_url(
+        # A plain pool raises when all connections are in use, which would look like a Redis that failed.
+        pool = redis_asyncio.BlockingConnectionPool.from_url(
             settings.redis_url,
+            timeout=None,  # the budget around each call counts the wait for a connection too
             socket_timeout=self._budget_s,
             socket_connect_timeout=self._budget_s,
             retry=Retry(NoBackoff(), 0),
-            max_connections=8,
+            max_connections=_MAX_CONNECTIONS,
         )
+        self._client = redis_asyncio.Redis.from_pool(pool)
 
     @property
     def available(self) -> bool:

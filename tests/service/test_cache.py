@@ -208,6 +208,19 @@ def test_what_one_replica_wrote_another_reads_with_one_call(redis_server: RedisS
 
 
 @pytest.mark.redis
+def test_many_lookups_at_once_wait_for_a_connection_and_leave_the_breaker_closed(
+    redis_server: RedisServer,
+) -> None:
+    async def read(tier: RedisTier) -> bool:
+        await asyncio.gather(*(tier.get_many([KEY]) for _ in range(100)))
+        return tier.available
+
+    available, metrics = with_tier(redis_server.url, read)
+    assert available
+    assert not failed_lookups(metrics)
+
+
+@pytest.mark.redis
 def test_a_corrupt_value_in_redis_is_a_miss_and_counted(redis_server: RedisServer) -> None:
     with redis_server.client() as client:
         client.set(KEY_PREFIX + KEY, b"rubbish")
