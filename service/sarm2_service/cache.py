@@ -48,9 +48,7 @@ _ENTRY_OVERHEAD = 200  # bytes of Python objects about one embedding, roughly
 class CacheKeys:
     """Makes keys: SHA-256 over everything that decides an embedding, and the picture's own digest."""
 
-    def __init__(
-        self, *, encoder_id: str, weights_sha256: str, preprocess_hash: str, dtype: str = "float16"
-    ) -> None:
+    def __init__(self, *, encoder_id: str, weights_sha256: str, preprocess_hash: str, dtype: str) -> None:
         self._base = hashlib.sha256()
         for part in (encoder_id, weights_sha256, preprocess_hash, dtype):
             text = part.encode()

@@ -65,6 +65,7 @@ class Scorer:
             encoder_id=model.encoder.id,
             weights_sha256=model.encoder.weights_sha256,
             preprocess_hash=self.preprocess.hash,
+            dtype=str(model.encoder.dtype),  # of the arithmetic: the encoder's id does not tell it
         )
         self._frames: BoundedQueue[Step] = BoundedQueue(
             "frames",
