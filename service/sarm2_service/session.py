@@ -276,11 +276,13 @@ class Session:
         self.sink = self._displaced = None
         self.detached_at = time.monotonic()
 
-    def resend_from(self, seq: int) -> None:
-        """Send again every kept answer from `seq` on."""
-        for known_seq, answer in self._answers.items():
-            if known_seq >= seq and answer.message is not None:
-                self._send(answer.message)
+    def answers_from(self, seq: int) -> list[bytes]:
+        """Every kept answer from `seq` on, as it was sent."""
+        return [
+            answer.message
+            for known_seq, answer in self._answers.items()
+            if known_seq >= seq and answer.message is not None
+        ]
 
     async def settled(self) -> None:
         """Wait until every accepted frame is answered."""

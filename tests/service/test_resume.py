@@ -58,6 +58,18 @@ def test_answers_that_were_lost_on_the_way_come_again_after_a_resume(server: Run
         robot.score(fakes.frame(8))
 
 
+def test_more_lost_answers_than_may_wait_for_a_slow_reader_come_again(serve: Serve) -> None:
+    server = serve(max_in_flight=1)  # 66 messages may wait
+    with server.robot() as robot:
+        robot.start("many")
+        scores = [robot.score(fakes.frame(seq)) for seq in range(200)]
+    wait_until_lost(server, "many")
+    with server.robot() as robot:
+        robot.start("many", resume_from=0)
+        assert [robot.expect(wire.Score) for _ in range(200)] == scores
+        robot.score(fakes.frame(200))
+
+
 def test_frames_in_flight_when_the_connection_broke_are_scored_and_delivered_after_the_resume(
     server: RunningServer,
 ) -> None:
