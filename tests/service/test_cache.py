@@ -300,6 +300,27 @@ def test_a_redis_that_wants_a_password_or_is_full_loses_writes_and_nothing_else(
     assert metrics.registry.get_sample_value("sarm2_cache_lost_writes_total") == 1
 
 
+@pytest.mark.redis
+def test_what_no_client_library_should_raise_is_a_miss_and_a_lost_write_too(
+    redis_server: RedisServer,
+) -> None:
+    async def use(tier: RedisTier) -> bool:
+        writer = asyncio.create_task(tier.run())
+        assert await tier.get_many([KEY]) == {}
+        await asyncio.sleep(0.1)  # longer than the breaker's pause
+        tier.write_behind([(KEY, VALUE)])
+        await asyncio.wait({writer}, timeout=0.1)
+        alive = not writer.done()
+        writer.cancel()
+        return alive
+
+    # An encoding that Python does not know: a LookupError at the first command.
+    alive, metrics = with_tier(f"{redis_server.url}?encoding=none", use, redis_breaker_s=0.05)
+    assert alive
+    assert failed_lookups(metrics) == 1
+    assert metrics.registry.get_sample_value("sarm2_cache_lost_writes_total") == 1
+
+
 def test_writes_beyond_the_bounded_queue_are_counted_as_lost() -> None:
     async def flood(tier: RedisTier) -> None:
         tier.write_behind([(KEY, VALUE)] * 30)

@@ -53,6 +53,8 @@ def test_the_environment_is_read_and_arguments_win(monkeypatch: pytest.MonkeyPat
         ("redis_url", "localhost:6379", "redis://"),
         ("redis_url", "http://cache", "redis://"),
         ("redis_url", "redis://cache:99999", "0-65535"),
+        ("redis_url", "redis://cache/0?sockettimeout=1", "'sockettimeout'"),
+        ("redis_url", "unix:///run/redis.sock?retry=5", "follows the `?`"),
         ("allowed_origins", "example.org", "scheme://host"),
         ("allowed_origins", "http://example.org/path", "without a path"),
         ("device", "tpu", "'cpu' or 'cuda'"),
