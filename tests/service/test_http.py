@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import socket
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -231,6 +233,35 @@ def test_headers_that_never_end_are_cut_off_after_their_time(
     with socket.create_connection(("127.0.0.1", server.port), timeout=5) as connection:
         connection.sendall(b"GET /livez HTTP/1.1\r\nHost: local")
         assert connection.recv(100) == b""
+
+
+def test_a_second_request_whose_headers_never_end_is_cut_off_too(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(protocols, "HEADER_TIMEOUT_S", 0.2)
+    server = serve()
+    with socket.create_connection(("127.0.0.1", server.port), timeout=5) as connection:
+        connection.sendall(b"GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        answer = connection.recv(4096)
+        while b'"ok"' not in answer:
+            answer += connection.recv(4096)
+        connection.sendall(b"G")
+        assert connection.recv(100) == b""
+
+
+def test_streams_and_websockets_outlive_the_wait_for_headers(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(protocols, "HEADER_TIMEOUT_S", 0.1)
+    server = serve()
+    with server.robot() as robot, server.http() as http:
+        robot.start("long")
+        with http.stream("GET", "/v1/episodes/long/events") as answer:
+            lines = answer.iter_lines()
+            assert next(lines) == "event: start"
+            time.sleep(0.3)
+            robot.score(fakes.frame(0))
+            assert "event: score" in itertools.islice(lines, 10)
 
 
 def test_ten_thousand_headers_are_refused(server: RunningServer) -> None:
