@@ -8,6 +8,7 @@ import socket
 from uvicorn.protocols.http.h11_impl import H11Protocol, RequestResponseCycle
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
+LIVENESS = "/livez"
 HEADER_TIMEOUT_S = 10.0
 CLOSE_TIMEOUT_S = 5.0
 UNREAD_TIMEOUT_MS = 20_000
@@ -18,6 +19,17 @@ class HttpProtocol(H11Protocol):
     """Closes a connection that has not sent the whole headers of its next request within HEADER_TIMEOUT_S."""
 
     _header_timer: asyncio.TimerHandle | None = None
+    _limit: int | None = None
+
+    @property
+    def limit_concurrency(self) -> int | None:
+        """uvicorn answers 503 at this many connections, idle ones too; liveness is answered always."""
+        # uvicorn sets the scope of a request before it looks here.
+        return None if self.scope is not None and self.scope["path"] == LIVENESS else self._limit
+
+    @limit_concurrency.setter
+    def limit_concurrency(self, limit: int | None) -> None:
+        self._limit = limit
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Begin to wait for the headers."""

@@ -7,6 +7,7 @@ import json
 import socket
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from typing import Any
 
 import httpx2 as httpx
@@ -372,6 +373,17 @@ def test_a_draining_server_is_alive_not_ready_and_refuses_new_work(serve: Serve)
         with pytest.raises(InvalidStatus) as refused, server.robot():
             pass
         assert refused.value.response.status_code == 503
+
+
+def test_a_server_full_of_idle_connections_is_alive_and_takes_no_other_request(serve: Serve) -> None:
+    server = serve(max_connections=1, max_subscribers=1)  # 66 sockets
+    with ExitStack() as stack:
+        for _ in range(70):
+            stack.enter_context(socket.create_connection(("127.0.0.1", server.port)))
+        http = stack.enter_context(server.http())
+        assert http.get("/v1/models").status_code == 503
+        assert http.get("/livez").json() == {"status": "ok"}
+        assert http.get("/readyz").status_code == 503
 
 
 def test_openapi_describes_every_route(server: RunningServer, http: httpx.Client) -> None:
