@@ -307,7 +307,8 @@ FOREIGN = {"origin": "https://elsewhere.example"}
 
 
 @pytest.mark.parametrize(
-    "origin", ["https://elsewhere.example", "null", "http://localhost.elsewhere.example", "http://"]
+    "origin",
+    ["https://elsewhere.example", "null", "http://localhost.elsewhere.example", "http://", "http://["],
 )
 def test_pages_of_another_origin_may_neither_write_nor_listen(server: RunningServer, origin: str) -> None:
     with server.http(headers={"origin": origin}) as http:
@@ -339,6 +340,13 @@ def test_an_allowed_origin_may_do_both_and_is_told_so(serve: Serve) -> None:
 def test_a_foreign_name_that_resolves_here_is_not_served_on_loopback(http: httpx.Client) -> None:
     answer = http.get("/v1/episodes", headers={"host": "rebound.example"})
     assert (answer.status_code, answer.json()["field"]) == (403, "host")
+
+
+def test_an_allowed_host_may_be_written_in_any_case(serve: Serve) -> None:
+    server = serve(allowed_hosts="Robots.Example")
+    with server.http() as http:
+        assert http.get("/v1/episodes", headers={"host": "robots.example:8765"}).status_code == 200
+        assert http.get("/v1/episodes", headers={"host": "localhost"}).status_code == 403
 
 
 def test_pictures_cannot_be_embedded_by_other_pages(http: httpx.Client) -> None:

@@ -111,6 +111,11 @@ def test_a_taken_port_is_told_before_the_model_is_loaded(server: RunningServer) 
         serve(Settings(port=server.port, bundle=Path("/nowhere")))
 
 
+def test_a_host_that_is_no_name_is_refused() -> None:
+    with pytest.raises(InvalidInput, match="no host name"):
+        bind(Settings(host=".foo", port=0))
+
+
 def test_port_zero_takes_a_free_one() -> None:
     with bind(Settings(port=0)) as listener:
         assert listener.getsockname()[1] > 0
