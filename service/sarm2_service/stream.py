@@ -240,7 +240,7 @@ class Connection:
             self._violation("expected `start` before the first frame")
         if session.start.qos == "batch":
             await session.room()
-        if self._draining:
+        if self._draining or self._session is not session:
             return  # not accepted: the client sends it again where it resumes
         try:
             await session.accept(frame, received)
@@ -253,6 +253,8 @@ class Connection:
         if session is None:
             self._violation("expected `start` and frames before `end`")
         await session.settled()
+        if self._session is not session:
+            return  # another connection has resumed it meanwhile: it is no longer ours to end
         self._session = None
         self._say(self._service.sessions.end(session))
         log(logging.INFO, "session_ended", session_id=session.start.session_id)

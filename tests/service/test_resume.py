@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
 import pytest
 
 import fakes
 from running_server import WAIT_S, Robot, RunningServer, Serve, wait_until
 from sarm2_client import wire
+from sarm2_client.codec import encode
+from sarm2_service.stream import Connection
 
 
 def curve(robot: Robot, seqs: range, seed: int = 0) -> list[float]:
@@ -113,6 +119,45 @@ def test_a_resume_takes_over_from_a_connection_that_fell_silent(server: RunningS
         assert half_open.expect(wire.Error).code == "conflict"
         assert half_open.closed() == 1008
         assert again.score(fakes.frame(2)).filled == 0
+
+
+def test_a_connection_that_reads_nothing_does_not_end_the_episode_that_another_resumed(
+    serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, free = fakes.make_model(tmp_path), threading.Event()
+    server = serve(model, takeover_after_s=0)
+    encode_images = model.encoder.encode_images
+
+    def slow(images_BHWC: npt.NDArray[np.uint8]) -> npt.NDArray[np.float16]:
+        assert free.wait(WAIT_S)
+        return encode_images(images_BHWC)
+
+    monkeypatch.setattr(model.encoder, "encode_images", slow)
+    messages = [fakes.start("taken"), fakes.frame(0), wire.End(seq=0)]
+    events: list[dict[str, object]] = [
+        {"type": "websocket.receive", "bytes": encode(message)} for message in messages
+    ]
+
+    async def receive() -> dict[str, object]:
+        return events.pop(0) if events else await asyncio.Future()
+
+    async def send(_: object) -> None:
+        await asyncio.Event().wait()
+
+    async def serve_half_open() -> None:
+        await Connection(server.service, receive, send).run()
+
+    half_open = asyncio.run_coroutine_threadsafe(serve_half_open(), server.service.loop)
+    try:
+        wait_until(lambda: not events)
+        with server.robot() as robot:
+            assert robot.start("taken", resume_from=0).resumed
+            free.set()
+            assert robot.expect(wire.Score).seq == 0
+            robot.score(fakes.frame(1))
+            assert robot.end(1).scored == 2
+    finally:
+        half_open.cancel()
 
 
 def test_a_resume_as_another_task_is_refused(server: RunningServer) -> None:
