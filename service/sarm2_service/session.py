@@ -247,7 +247,7 @@ class Session:
     # --- its life --------------------------------------------------------------------------------
 
     def check_same(self, start: wire.Start) -> None:
-        """Raise Conflict if a resume names another task, rate or cameras than the episode has."""
+        """Raise Conflict if a resume names anything else than the episode was started with."""
         mine, theirs = self.start, start
         same = (mine.task, mine.reward, mine.qos, mine.source, sorted(mine.cameras)) == (
             theirs.task,
@@ -256,9 +256,10 @@ class Session:
             theirs.source,
             sorted(theirs.cameras),
         )
-        if not same or not math.isclose(mine.fps, theirs.fps):
+        rates = math.isclose(mine.fps, theirs.fps) and math.isclose(mine.gamma, theirs.gamma)
+        if not same or not rates:
             raise Conflict(
-                "this session began with another task, fps, cameras, qos, source or reward; "
+                "this session began with another task, fps, cameras, qos, source, reward or gamma; "
                 "resume it unchanged",
                 field="session_id",
             )

@@ -10,6 +10,7 @@ import threading
 import time
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 import pytest
@@ -168,6 +169,19 @@ def test_a_resume_as_another_task_is_refused(server: RunningServer) -> None:
     with server.robot() as robot:
         robot.send(fakes.start("same-task", task=fakes.TASKS[1], resume_from=1))
         assert robot.expect(wire.Error).code == "conflict"
+
+
+def test_a_resume_with_another_discount_is_refused(server: RunningServer) -> None:
+    start = fakes.start("same-gamma", reward="shaped.v1")
+    with server.robot() as robot:
+        robot.send(start)
+        robot.expect(wire.Started)
+    wait_until_lost(server, "same-gamma")
+    with server.robot() as robot:
+        robot.send(msgspec.structs.replace(start, gamma=0.5, resume_from=0))
+        assert robot.expect(wire.Error).code == "conflict"
+    with server.robot() as robot:
+        assert robot.start("same-gamma", reward="shaped.v1", resume_from=0).resumed
 
 
 def test_after_the_resume_window_an_episode_begins_anew(serve: Serve) -> None:
