@@ -225,7 +225,7 @@ class RedisTier:
 
 
 class EmbeddingCache:
-    """Both tiers. `get` and `put_many` are for the device thread, the rest for the event loop."""
+    """Both tiers. `put_many` is for the device thread, the rest for the event loop."""
 
     def __init__(self, settings: Settings, dim: int, metrics: Metrics) -> None:
         self.memory = MemoryTier(settings.cache_bytes) if settings.cache_bytes else None
