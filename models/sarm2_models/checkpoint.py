@@ -156,7 +156,8 @@ def load_bundle(
 
     Raises:
         NotFound: no bundle there, or a file is missing.
-        InvalidInput: a hash, size, vocabulary, preprocessing or encoder that does not match.
+        InvalidInput: a hash, size, vocabulary, preprocessing or encoder that does not match, or weights that
+            are not finite.
     """
     manifest = read_manifest(folder)
     verify_files(folder, manifest)
@@ -356,6 +357,11 @@ def _fill(module: nn.Module, tensors: Mapping[str, Tensor], prefix: str) -> None
             raise InvalidInput(
                 f"{HEADS}: {prefix}{name} is {tensor.dtype} {tuple(tensor.shape)}, {CONFIG} wants "
                 f"{wanted[name].dtype} {tuple(wanted[name].shape)}",
+                field="weights",
+            )
+        if not torch.isfinite(tensor).all():
+            raise InvalidInput(
+                f"{HEADS}: {prefix}{name} holds numbers that are not finite: it diverged; train it again",
                 field="weights",
             )
     module.load_state_dict(given)

@@ -103,7 +103,7 @@ class ScoreBatch:
 
 
 class RewardModel:
-    """Scores windows. One thread at a time may call `score` and `encoder`; `instruction` is safe from any.
+    """Scores windows. One thread at a time may call `score`, `encoder` and `instruction`, which may encode.
 
     Args:
         config: sizes.

@@ -120,20 +120,6 @@ class WindowBatch:
         )
 
 
-@dataclass(frozen=True)
-class MemorySnapshot:
-    """An episode's memory at one moment, enough to go on elsewhere.
-
-    `embeddings_NCD` and `state_NS` hold the anchor and then the frames that windows still need, oldest first;
-    the last row belongs to frame `last`.
-    """
-
-    first: int
-    last: int
-    embeddings_NCD: Float16Array
-    state_NS: Float32Array
-
-
 class EpisodeMemory:
     """What windows of one live episode can still reach: the anchor and a ring of recent frames.
 
@@ -199,33 +185,6 @@ class EpisodeMemory:
         # A masked slot's frame may have been overwritten; its content is the anchor's, as in training.
         rows[~mask_W] = 0
         return Window(self._embeddings[rows], self._state[rows], mask_W)
-
-    def snapshot(self) -> MemorySnapshot:
-        """A copy of what is held. Raises InvalidSequence before the first frame."""
-        if self._first is None:
-            raise InvalidSequence("nothing to keep: no frame has been pushed yet", field="seq")
-        oldest = max(self._first, self._last - self._capacity + 1)
-        rows = np.concatenate([[0], self._row(np.arange(oldest, self._last + 1))])
-        return MemorySnapshot(self._first, self._last, self._embeddings[rows], self._state[rows])
-
-    def restore(self, snapshot: MemorySnapshot) -> None:
-        """Become what `snapshot` saw. Raises InvalidInput where its shapes do not fit this memory."""
-        kept = len(snapshot.state_NS) - 1
-        expected = min(self._capacity, snapshot.last - snapshot.first + 1)
-        shapes = (snapshot.embeddings_NCD.shape[1:], snapshot.state_NS.shape[1:])
-        if (
-            kept != expected
-            or len(snapshot.embeddings_NCD) != kept + 1
-            or shapes != (self._embeddings.shape[1:], self._state.shape[1:])
-        ):
-            raise InvalidInput(
-                f"snapshot: expected the anchor and {expected} frames of {self._embeddings.shape[1:]} and "
-                f"{self._state.shape[1:]}, got {kept} of {shapes}; it was taken from another model",
-                field="snapshot",
-            )
-        rows = np.concatenate([[0], self._row(np.arange(snapshot.last - kept + 1, snapshot.last + 1))])
-        self._embeddings[rows], self._state[rows] = snapshot.embeddings_NCD, snapshot.state_NS
-        self._first, self._last = snapshot.first, snapshot.last
 
     def _row(self, seq: IntArray) -> IntArray:
         return 1 + seq % self._capacity

@@ -149,14 +149,19 @@ def redis(url: str | None) -> Finding:
     if url is None:
         return Finding("redis", "ok", "not used (cache in memory); name one with --redis-url")
     from redis import Redis
-    from redis.exceptions import RedisError
 
+    from sarm2_service.settings import check_redis_url
+
+    try:
+        check_redis_url(url)
+    except ValueError as error:
+        return Finding("redis", "fail", f"{error}; the service would refuse this --redis-url")
     try:
         with Redis.from_url(
             url, socket_connect_timeout=REDIS_TIMEOUT_S, socket_timeout=REDIS_TIMEOUT_S
         ) as client:
             version = client.info("server")["redis_version"]
-    except (RedisError, ValueError) as error:
+    except Exception as error:  # an option that only the server or the codec refuses is a finding too
         return Finding("redis", "warn", f"{error}; the service would run on its memory cache")
     return Finding("redis", "ok", f"version {version}")
 

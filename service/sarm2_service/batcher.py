@@ -67,10 +67,6 @@ class BoundedQueue(Generic[T]):
     def __len__(self) -> int:
         return sum(len(heap) for heap in self._heaps.values())
 
-    def count(self, qos: Qos) -> int:
-        """How many entries of one kind wait."""
-        return len(self._heaps[qos])
-
     def put(self, entry: Entry[T]) -> None:
         """Queue an entry. Raises Overloaded, and keeps nothing, if the queue is full."""
         if len(self) >= self._max_items:
@@ -97,16 +93,6 @@ class BoundedQueue(Generic[T]):
         extra = self._pop(background, allowed, at_least_one=False) if allowed > 0 else []
         self._credit = max(0.0, self._credit - sum(entry.cost for entry in extra))
         return batch + extra
-
-    def clear(self) -> list[Entry[T]]:
-        """Take everything."""
-        entries = [
-            entry for heap in self._heaps.values() for _, _, entry in sorted(heap, key=lambda x: x[:2])
-        ]
-        for heap in self._heaps.values():
-            heap.clear()
-        self.size_bytes = 0
-        return entries
 
     def _reserve(self) -> int:
         """Cost kept for background work in this batch: its share, saved up until one item fits."""

@@ -24,7 +24,6 @@ import numpy.typing as npt
 import redis.asyncio as redis_asyncio
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
-from redis.exceptions import RedisError
 
 from sarm2_client import wire
 from sarm2_client.images import image_digest
@@ -41,15 +40,14 @@ _SCHEMA = 1
 _FLOAT16 = 1
 _HEADER = struct.Struct("<2sBBIII")  # magic, schema, dtype, dim, payload bytes, CRC-32
 _WRITE_BATCH = 256
+_MAX_CONNECTIONS = 8
 _ENTRY_OVERHEAD = 200  # bytes of Python objects about one embedding, roughly
 
 
 class CacheKeys:
     """Makes keys: SHA-256 over everything that decides an embedding, and the picture's own digest."""
 
-    def __init__(
-        self, *, encoder_id: str, weights_sha256: str, preprocess_hash: str, dtype: str = "float16"
-    ) -> None:
+    def __init__(self, *, encoder_id: str, weights_sha256: str, preprocess_hash: str, dtype: str) -> None:
         self._base = hashlib.sha256()
         for part in (encoder_id, weights_sha256, preprocess_hash, dtype):
             text = part.encode()
@@ -137,13 +135,16 @@ class RedisTier:
         self._waiting: deque[tuple[bytes, Embedding]] = deque()
         self._max_waiting = settings.redis_queue
         self._wake = asyncio.Event()
-        self._client = redis_asyncio.Redis.from_url(
+        # A plain pool raises when all connections are in use, which would look like a Redis that failed.
+        pool = redis_asyncio.BlockingConnectionPool.from_url(
             settings.redis_url,
+            timeout=None,  # the budget around each call counts the wait for a connection too
             socket_timeout=self._budget_s,
             socket_connect_timeout=self._budget_s,
             retry=Retry(NoBackoff(), 0),
-            max_connections=8,
+            max_connections=_MAX_CONNECTIONS,
         )
+        self._client = redis_asyncio.Redis.from_pool(pool)
 
     @property
     def available(self) -> bool:
@@ -157,7 +158,7 @@ class RedisTier:
         try:
             async with asyncio.timeout(self._budget_s):
                 values = await self._client.mget([KEY_PREFIX + key for key in keys])
-        except (RedisError, OSError, TimeoutError, ValueError) as error:
+        except Exception as error:  # whatever the library raises is a miss
             self._fail("read", error, len(keys))
             return {}
         return self._checked(keys, values)
@@ -202,7 +203,7 @@ class RedisTier:
                 for key, embedding in batch:
                     pipeline.set(KEY_PREFIX + key, pack(key, embedding), ex=self._ttl_s)
                 await pipeline.execute()
-        except (RedisError, OSError, TimeoutError, ValueError) as error:
+        except Exception as error:  # the writer must live on
             self._metrics.cache_lost_writes.inc(len(batch))
             self._fail("write", error, 0)
 
@@ -218,13 +219,13 @@ class RedisTier:
             async with asyncio.timeout(self._budget_s * 4):
                 while self._waiting and self.available:
                     await self._write([self._waiting.popleft() for _ in range(len(self._waiting))])
-        with contextlib.suppress(RedisError, OSError, TimeoutError):
+        with contextlib.suppress(Exception):
             async with asyncio.timeout(self._budget_s * 4):
                 await self._client.aclose()
 
 
 class EmbeddingCache:
-    """Both tiers. `get` and `put_many` are for the device thread, the rest for the event loop."""
+    """Both tiers. `put_many` is for the device thread, the rest for the event loop."""
 
     def __init__(self, settings: Settings, dim: int, metrics: Metrics) -> None:
         self.memory = MemoryTier(settings.cache_bytes) if settings.cache_bytes else None

@@ -60,7 +60,7 @@ def check_origin(headers: Headers, service: Service) -> str | None:
         return None
     if origin in service.settings.allowed_origins:
         return origin
-    if urlsplit(origin).netloc.lower() != host.lower() or not host:
+    if _place(origin) != host.lower() or not host:
         raise NotAllowed(
             "this origin may not use the service; add it to SARM2_ALLOWED_ORIGINS if it is yours",
             field="origin",
@@ -75,10 +75,18 @@ def _check_host(host: str, service: Service) -> None:
             return
         allowed = LOOPBACK_NAMES
     name = (urlsplit(f"//{host}").hostname or "") if _is_host(host) else ""
-    if name not in allowed:
+    if name not in [one.lower() for one in allowed]:
         raise NotAllowed(
             "this Host is not served here; add it to SARM2_ALLOWED_HOSTS if it is yours", field="host"
         )
+
+
+def _place(origin: str) -> str:
+    """Host and port, in lower case; empty for what is no origin."""
+    try:
+        return urlsplit(origin).netloc.lower()
+    except ValueError:
+        return ""
 
 
 def _is_host(host: str) -> bool:

@@ -10,7 +10,8 @@ from fastapi import APIRouter, Header, Request
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import FileResponse, JSONResponse, Response, StreamingResponse
 
-from sarm2_client.errors import NotAllowed, NotFound
+from sarm2_client.errors import InvalidInput, NotAllowed, NotFound
+from sarm2_client.wire import MAX_SEQ
 from sarm2_models.checkpoint import default_bundle
 from sarm2_service import episodes, schemas
 from sarm2_service.events import END_ID
@@ -80,7 +81,7 @@ def api_router(service: Service) -> APIRouter:
         if last_event_id == END_ID:
             return Response(status_code=204)  # tells a browser not to come back
         service.feed.check_room()
-        after = int(last_event_id) if last_event_id and last_event_id.isdecimal() else None
+        after = _seq(last_event_id or "")
         headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
         return StreamingResponse(view.follow(after), media_type="text/event-stream", headers=headers)
 
@@ -97,6 +98,15 @@ def api_router(service: Service) -> APIRouter:
         return Response(data, media_type="image/jpeg", headers={"Cache-Control": "no-store"})
 
     return router
+
+
+def _seq(event_id: str) -> int | None:
+    """The `seq` that an event's id says. Raises InvalidInput for a number that no event had."""
+    if not event_id.isdecimal():
+        return None
+    if len(event_id) > len(str(MAX_SEQ)):
+        raise InvalidInput(f"expected the id of an event, at most {MAX_SEQ}", field="last-event-id")
+    return int(event_id)
 
 
 def page_router() -> APIRouter:

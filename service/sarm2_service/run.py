@@ -115,6 +115,8 @@ def bind(settings: Settings) -> socket.socket:
         except OSError:
             listener.close()
             raise
+    except UnicodeError:  # of the name's encoding, before anything is asked
+        raise InvalidInput(f"{settings.host!r} is no host name; choose another one", field="host") from None
     except OSError as error:
         raise InvalidInput(
             f"cannot listen on {settings.host}:{settings.port}: {error.strerror}; choose another one",

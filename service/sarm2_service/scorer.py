@@ -22,10 +22,10 @@ import numpy as np
 import numpy.typing as npt
 
 from sarm2_client import wire
-from sarm2_client.errors import Conflict, InvalidState, ModelFailed, Overloaded, Sarm2Error
+from sarm2_client.errors import Conflict, InvalidInput, InvalidState, ModelFailed, Overloaded, Sarm2Error
 from sarm2_client.images import decode_image, resize_with_pad
 from sarm2_models.checkpoint import load_bundle
-from sarm2_models.reward_model import RewardModel
+from sarm2_models.reward_model import RewardModel, ScoreBatch
 from sarm2_models.window import Window, WindowBatch
 from sarm2_service import __version__
 from sarm2_service.batcher import BoundedQueue, Entry, run_isolated
@@ -65,6 +65,7 @@ class Scorer:
             encoder_id=model.encoder.id,
             weights_sha256=model.encoder.weights_sha256,
             preprocess_hash=self.preprocess.hash,
+            dtype=str(model.encoder.dtype),  # of the arithmetic: the encoder's id does not tell it
         )
         self._frames: BoundedQueue[Step] = BoundedQueue(
             "frames",
@@ -119,7 +120,8 @@ class Scorer:
     async def reload(self, folder: Path) -> wire.ModelInfo:
         """Take the heads that a bundle's folder holds now, between two batches; open episodes go on.
 
-        Raises NotFound, InvalidInput or Conflict for a bundle that does not fit; the old model serves on.
+        Raises NotFound, InvalidInput or Conflict for a bundle that does not fit or diverged; the old model
+        serves on.
         """
         async with self._reloading:
             old = self.model
@@ -228,7 +230,12 @@ class Scorer:
         memory = self.model.new_memory(config.fps)
         black = np.zeros((len(config.cameras), size, size, 3), np.uint8)
         memory.push(0, self.model.encoder.encode_images(black), np.zeros(config.state_dim, np.float32))
-        self.model.score(WindowBatch.stack([memory.window()], [instruction_D], [known], [None]))
+        scores = self.model.score(WindowBatch.stack([memory.window()], [instruction_D], [known], [None]))
+        if not _is_finite(scores):
+            raise InvalidInput(
+                "the bundle's model gives scores that are not finite: it diverged; train it again",
+                field="bundle",
+            )
 
     def _work(self) -> bool:
         with self._device.condition:
@@ -347,8 +354,8 @@ class Scorer:
         )
         scores = self.model.score(batch)
         elapsed = time.perf_counter() - started
-        if not np.isfinite(scores.progress_B).all():
-            raise ModelFailed("the heads gave a progress that is not finite for this frame")
+        if not _is_finite(scores):
+            raise ModelFailed("the heads gave numbers that are not finite for this frame")
         self.metrics.batch_size.labels("windows").observe(len(items))
         self.metrics.model_seconds.labels("heads").observe(elapsed)
         for step, _ in items:
@@ -369,6 +376,12 @@ class Scorer:
         if outcomes and self._loop is not None:
             with contextlib.suppress(RuntimeError):  # the loop has closed: nobody waits any more
                 self._loop.call_soon_threadsafe(_deliver, outcomes)
+
+
+def _is_finite(scores: ScoreBatch) -> bool:
+    """Whether every number is; an unsound stage head shows in the probabilities alone."""
+    rows = (scores.progress_B, scores.probs_BP, scores.weights_BE, scores.low_B, scores.high_B)
+    return all(bool(np.isfinite(numbers).all()) for numbers in rows)
 
 
 def _deliver(outcomes: list[tuple[Step, Outcome]]) -> None:

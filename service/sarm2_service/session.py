@@ -111,6 +111,8 @@ class Session:
                 seq=frame.seq,
             )
         images = self._ordered(frame.images, frame.seq)
+        # A frame that comes again after a resume is context for the next ones: never too late.
+        live = self.start.qos == "realtime" and not self.replays(frame.seq)
         return self._scorer.new_step(
             self.lane,
             frame.seq,
@@ -118,7 +120,7 @@ class Session:
             frame.state,
             self._on_outcome,
             received=received,
-            deadline_ms=frame.deadline_ms if self.start.qos == "realtime" else None,
+            deadline_ms=frame.deadline_ms if live else None,
         )
 
     def submit(self, step: Step, frame: wire.Frame) -> None:
@@ -245,7 +247,7 @@ class Session:
     # --- its life --------------------------------------------------------------------------------
 
     def check_same(self, start: wire.Start) -> None:
-        """Raise Conflict if a resume names another task, rate or cameras than the episode has."""
+        """Raise Conflict if a resume names anything else than the episode was started with."""
         mine, theirs = self.start, start
         same = (mine.task, mine.reward, mine.qos, mine.source, sorted(mine.cameras)) == (
             theirs.task,
@@ -254,9 +256,10 @@ class Session:
             theirs.source,
             sorted(theirs.cameras),
         )
-        if not same or not math.isclose(mine.fps, theirs.fps):
+        rates = math.isclose(mine.fps, theirs.fps) and math.isclose(mine.gamma, theirs.gamma)
+        if not same or not rates:
             raise Conflict(
-                "this session began with another task, fps, cameras, qos, source or reward; "
+                "this session began with another task, fps, cameras, qos, source, reward or gamma; "
                 "resume it unchanged",
                 field="session_id",
             )
@@ -274,11 +277,13 @@ class Session:
         self.sink = self._displaced = None
         self.detached_at = time.monotonic()
 
-    def resend_from(self, seq: int) -> None:
-        """Send again every kept answer from `seq` on."""
-        for known_seq, answer in self._answers.items():
-            if known_seq >= seq and answer.message is not None:
-                self._send(answer.message)
+    def answers_from(self, seq: int) -> list[bytes]:
+        """Every kept answer from `seq` on, as it was sent."""
+        return [
+            answer.message
+            for known_seq, answer in self._answers.items()
+            if known_seq >= seq and answer.message is not None
+        ]
 
     async def settled(self) -> None:
         """Wait until every accepted frame is answered."""

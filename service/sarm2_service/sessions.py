@@ -111,8 +111,3 @@ class Sessions:
         while True:
             await asyncio.sleep(min(REAP_INTERVAL_S, max(0.01, self._settings.resume_window_s / 4)))
             self.reap(time.monotonic())
-
-    async def settled(self) -> None:
-        """Wait until every accepted frame of every episode is answered."""
-        for session in list(self._open.values()):
-            await session.settled()

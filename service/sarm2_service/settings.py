@@ -175,11 +175,7 @@ class Settings(BaseSettings):
     def _check_redis(cls, url: str | None) -> str | None:
         if not url:
             return None
-        parts = urlsplit(url)
-        if parts.scheme not in ("redis", "rediss", "unix") or not (parts.netloc or parts.path):
-            raise ValueError("must look like redis://host:port/0, rediss://... or unix:///path/to/socket")
-        if parts.scheme != "unix" and parts.port is not None and parts.port == 0:
-            raise ValueError("the port must lie in 1 to 65535")
+        check_redis_url(url)
         return url
 
     @property
@@ -202,6 +198,25 @@ class Settings(BaseSettings):
             max_fps=self.max_fps,
             idle_timeout_s=self.idle_timeout_s,
         )
+
+
+def check_redis_url(url: str) -> None:
+    """Raise ValueError unless connections can be made from this URL. Touches no network."""
+    parts = urlsplit(url)
+    if parts.scheme not in ("redis", "rediss", "unix") or not (parts.netloc or parts.path):
+        raise ValueError("must look like redis://host:port/0, rediss://... or unix:///path/to/socket")
+    if parts.scheme != "unix" and parts.port is not None and parts.port == 0:
+        raise ValueError("the port must lie in 1 to 65535")
+    from redis import (
+        asyncio as redis_asyncio,
+    )  # here: it would slow down every command by a fifth of a second
+
+    try:
+        redis_asyncio.ConnectionPool.from_url(url).make_connection()  # type: ignore[no-untyped-call]
+    except Exception as error:  # an unknown option is a TypeError, a wrong value may be anything
+        raise ValueError(
+            f"no connection can be made from it, look at what follows the `?`: {error}"
+        ) from None
 
 
 def load_settings(**values: Any) -> Settings:

@@ -59,6 +59,7 @@ class Connection:
         self._send_event = send
         self._outbox: deque[bytes] = deque()
         self._outbox_limit = 2 * service.settings.max_in_flight + _OUTBOX_SPARE
+        self._resent = 0  # room above the limit, until the answers that a resume asked for are sent
         self._wake = asyncio.Event()
         self._close: _Close | None = None
         self._session: Session | None = None
@@ -108,11 +109,17 @@ class Connection:
         self._put(encode(message))
 
     def _put(self, data: bytes) -> None:
-        if len(self._outbox) >= self._outbox_limit:
+        if len(self._outbox) >= self._outbox_limit + self._resent:
             self._drop_slow_reader()
             return
         self._outbox.append(data)
         self._wake.set()
+
+    def _resend(self, answers: list[bytes]) -> None:
+        """Queue what the client asked for, however much it is: the session keeps these bytes anyway."""
+        self._resent += len(answers)
+        for answer in answers:
+            self._put(answer)
 
     def _tell(self, error: Sarm2Error) -> None:
         """Report an error to the client and count it."""
@@ -138,6 +145,7 @@ class Connection:
                 while self._outbox:
                     async with asyncio.timeout(self._settings.send_timeout_s):
                         await self._send_event({"type": "websocket.send", "bytes": self._outbox.popleft()})
+                    self._resent = min(self._resent, len(self._outbox))
                 if self._close is not None:
                     await self._send_close(self._close)
                     return
@@ -224,7 +232,7 @@ class Connection:
         )
         log(logging.INFO, "session_resumed" if resumed else "session_started", session_id=start.session_id)
         if resumed and start.resume_from is not None:
-            session.resend_from(start.resume_from)
+            self._resend(session.answers_from(start.resume_from))
 
     async def _frame(self, frame: wire.Frame, received: float) -> None:
         session = self._session
@@ -232,7 +240,7 @@ class Connection:
             self._violation("expected `start` before the first frame")
         if session.start.qos == "batch":
             await session.room()
-        if self._draining:
+        if self._draining or self._session is not session:
             return  # not accepted: the client sends it again where it resumes
         try:
             await session.accept(frame, received)
@@ -245,6 +253,8 @@ class Connection:
         if session is None:
             self._violation("expected `start` and frames before `end`")
         await session.settled()
+        if self._session is not session:
+            return  # another connection has resumed it meanwhile: it is no longer ours to end
         self._session = None
         self._say(self._service.sessions.end(session))
         log(logging.INFO, "session_ended", session_id=session.start.session_id)

@@ -17,6 +17,7 @@ import typer
 from rich.console import Console
 from typer.testing import CliRunner
 
+from sarm2_cli import doctor
 from sarm2_cli.evaluate import known_tasks
 from sarm2_cli.main import app, main
 from sarm2_cli.record import one_of
@@ -121,6 +122,12 @@ def test_doctor_is_content_with_a_good_bundle(bundle: Path) -> None:
     answer = run("doctor", "--bundle", str(bundle))
     assert answer.returncode == 0, answer.stdout
     assert "steps/s" in answer.stdout
+
+
+def test_doctor_fails_a_redis_url_that_the_service_would_refuse() -> None:
+    finding = doctor.redis("redis://localhost/0?sockettimeout=1")
+    assert (finding.check, finding.verdict) == ("redis", "fail")
+    assert "sockettimeout" in finding.detail
 
 
 @pytest.mark.parametrize(

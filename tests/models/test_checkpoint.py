@@ -134,6 +134,14 @@ def test_one_flipped_bit_is_refused(bundle: Path, name: str) -> None:
         load_bundle(bundle)
 
 
+def test_weights_that_are_not_finite_are_refused_and_named(tmp_path: Path) -> None:
+    model = tiny_model()
+    model.value.fuse.bias.data[0] = np.inf
+    save_bundle(tmp_path / "diverged", model)
+    with pytest.raises(InvalidInput, match=r"value\.fuse\.bias .* not finite"):
+        load_bundle(tmp_path / "diverged")
+
+
 def set_value(*path: str, to: object) -> Callable[[Any], None]:
     def change(data: Any) -> None:
         for key in path[:-1]:

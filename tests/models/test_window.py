@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sarm2_client.errors import InvalidInput, InvalidSequence
-from sarm2_models.window import UNTOLD, EpisodeMemory, MemorySnapshot, WindowBatch, window_slots
+from sarm2_models.window import UNTOLD, EpisodeMemory, WindowBatch, window_slots
 
 
 def memory(gap: int = 2, length: int = 3) -> EpisodeMemory:
@@ -104,31 +104,6 @@ def test_a_frame_of_a_wrong_shape_is_refused_and_changes_nothing() -> None:
 def test_there_is_no_window_before_the_first_frame() -> None:
     with pytest.raises(InvalidSequence, match="no frame"):
         memory().window()
-    with pytest.raises(InvalidSequence, match="no frame"):
-        memory().snapshot()
-
-
-@pytest.mark.parametrize("frames", [1, 2, 5, 6, 23])
-def test_a_restored_memory_goes_on_as_if_nothing_had_happened(frames: int) -> None:
-    live, again = memory(), memory()
-    for seq in range(3, 3 + frames):
-        push(live, seq)
-    again.restore(live.snapshot())
-    for seq in (3 + frames, 5 + frames):
-        assert push(live, seq) == push(again, seq)
-        for one, other in zip(vars(live.window()).values(), vars(again.window()).values(), strict=True):
-            assert (one == other).all()
-
-
-def test_a_snapshot_of_another_model_is_refused() -> None:
-    live = memory()
-    push(live, 0)
-    snapshot = live.snapshot()
-    wider = EpisodeMemory(cameras=1, dim=3, state_dim=1, gap=2, length=3)
-    with pytest.raises(InvalidInput, match="another model"):
-        wider.restore(snapshot)
-    with pytest.raises(InvalidInput, match="another model"):
-        memory().restore(MemorySnapshot(0, 9, snapshot.embeddings_NCD, snapshot.state_NS))
 
 
 def test_windows_stack_into_a_batch_with_their_own_instructions() -> None:

@@ -27,6 +27,7 @@ from sarm2_client import wire
 from sarm2_client.codec import encode
 from sarm2_service.cache import KEY_PREFIX, CacheKeys, EmbeddingCache, MemoryTier, RedisTier, pack, unpack
 from sarm2_service.metrics import Metrics
+from sarm2_service.run import load_model
 from sarm2_service.settings import Settings
 
 R = TypeVar("R")
@@ -36,7 +37,7 @@ VALUE = np.arange(DIM, dtype=np.float16)
 
 
 def keys(**changes: str) -> CacheKeys:
-    parts = {"encoder_id": "e", "weights_sha256": "w", "preprocess_hash": "p", "dtype": "float16"}
+    parts = {"encoder_id": "e", "weights_sha256": "w", "preprocess_hash": "p", "dtype": "float32"}
     return CacheKeys(**{**parts, **changes})
 
 
@@ -52,7 +53,7 @@ def test_everything_that_decides_an_embedding_is_in_its_key() -> None:
         keys(encoder_id="x").of(image),
         keys(weights_sha256="x").of(image),
         keys(preprocess_hash="x").of(image),
-        keys(dtype="float32").of(image),
+        keys(dtype="bfloat16").of(image),
         keys(encoder_id="ew", weights_sha256="").of(image),  # parts cannot slide into each other
         keys().of(fakes.jpeg(2)),
         keys().of(raw),
@@ -208,6 +209,19 @@ def test_what_one_replica_wrote_another_reads_with_one_call(redis_server: RedisS
 
 
 @pytest.mark.redis
+def test_many_lookups_at_once_wait_for_a_connection_and_leave_the_breaker_closed(
+    redis_server: RedisServer,
+) -> None:
+    async def read(tier: RedisTier) -> bool:
+        await asyncio.gather(*(tier.get_many([KEY]) for _ in range(100)))
+        return tier.available
+
+    available, metrics = with_tier(redis_server.url, read)
+    assert available
+    assert not failed_lookups(metrics)
+
+
+@pytest.mark.redis
 def test_a_corrupt_value_in_redis_is_a_miss_and_counted(redis_server: RedisServer) -> None:
     with redis_server.client() as client:
         client.set(KEY_PREFIX + KEY, b"rubbish")
@@ -286,6 +300,27 @@ def test_a_redis_that_wants_a_password_or_is_full_loses_writes_and_nothing_else(
     assert metrics.registry.get_sample_value("sarm2_cache_lost_writes_total") == 1
 
 
+@pytest.mark.redis
+def test_what_no_client_library_should_raise_is_a_miss_and_a_lost_write_too(
+    redis_server: RedisServer,
+) -> None:
+    async def use(tier: RedisTier) -> bool:
+        writer = asyncio.create_task(tier.run())
+        assert await tier.get_many([KEY]) == {}
+        await asyncio.sleep(0.1)  # longer than the breaker's pause
+        tier.write_behind([(KEY, VALUE)])
+        await asyncio.wait({writer}, timeout=0.1)
+        alive = not writer.done()
+        writer.cancel()
+        return alive
+
+    # An encoding that Python does not know: a LookupError at the first command.
+    alive, metrics = with_tier(f"{redis_server.url}?encoding=none", use, redis_breaker_s=0.05)
+    assert alive
+    assert failed_lookups(metrics) == 1
+    assert metrics.registry.get_sample_value("sarm2_cache_lost_writes_total") == 1
+
+
 def test_writes_beyond_the_bounded_queue_are_counted_as_lost() -> None:
     async def flood(tier: RedisTier) -> None:
         tier.write_behind([(KEY, VALUE)] * 30)
@@ -317,6 +352,20 @@ def test_a_second_replica_relabels_from_redis_without_encoding_and_gives_the_sam
     cached = score_over_http(second)
     assert second.metric("sarm2_encoder_images_total") == 0
     assert [score.progress for score in cached.scores] == [score.progress for score in fresh.scores]
+
+
+@pytest.mark.redis
+def test_a_replica_of_another_arithmetic_does_not_read_these_embeddings(
+    serve: Serve, redis_server: RedisServer, tmp_path: Path
+) -> None:
+    bundle = fakes.make_bundle(tmp_path)
+    for dtype in ("float32", "bfloat16"):
+        settings = Settings(bundle=bundle, encoder_dtype=dtype, torch_threads=1)
+        server = serve(load_model(settings), redis_url=redis_server.url, redis_budget_ms=1000)
+        score_over_http(server)
+        assert server.metric("sarm2_encoder_images_total") == 24
+        with redis_server.client() as client:
+            wait_until(lambda: client.dbsize() >= 24)  # written behind the answer
 
 
 @pytest.mark.redis

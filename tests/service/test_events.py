@@ -63,6 +63,13 @@ def test_a_page_that_reconnects_continues_after_its_last_event(server: RunningSe
         assert http.get("/v1/episodes/again/events", headers={"last-event-id": "end"}).status_code == 204
 
 
+def test_an_event_id_of_five_thousand_digits_is_refused(server: RunningServer) -> None:
+    with server.robot() as robot, server.http() as http:
+        robot.start("digits")
+        answer = http.get("/v1/episodes/digits/events", headers={"last-event-id": "9" * 5000})
+        assert (answer.status_code, answer.json()["field"]) == (400, "last-event-id")
+
+
 def test_the_list_shows_live_and_ended_episodes_newest_first(serve: Serve) -> None:
     server = serve(ended_episodes=2)
     with server.robot() as robot, server.http() as http:

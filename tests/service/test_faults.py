@@ -91,6 +91,17 @@ def test_a_frame_that_breaks_the_heads_fails_and_the_episode_goes_on(
         robot.score(fakes.frame(2))
 
 
+def test_probabilities_that_are_not_finite_are_a_failed_frame_and_no_score(
+    serve: Serve, fragile: RewardModel
+) -> None:
+    server = serve(fragile)
+    fragile.stage.head.bias.data.fill_(np.nan)
+    with server.robot() as robot:
+        robot.start("stage")
+        robot.send(fakes.frame(0))
+        assert robot.expect(wire.Error).code == "model_failed"
+
+
 def test_memory_that_runs_out_on_one_frame_is_an_overload_to_retry(
     serve: Serve, fragile: RewardModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import socket
+import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from typing import Any
 
 import httpx2 as httpx
@@ -233,6 +236,35 @@ def test_headers_that_never_end_are_cut_off_after_their_time(
         assert connection.recv(100) == b""
 
 
+def test_a_second_request_whose_headers_never_end_is_cut_off_too(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(protocols, "HEADER_TIMEOUT_S", 0.2)
+    server = serve()
+    with socket.create_connection(("127.0.0.1", server.port), timeout=5) as connection:
+        connection.sendall(b"GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        answer = connection.recv(4096)
+        while b'"ok"' not in answer:
+            answer += connection.recv(4096)
+        connection.sendall(b"G")
+        assert connection.recv(100) == b""
+
+
+def test_streams_and_websockets_outlive_the_wait_for_headers(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(protocols, "HEADER_TIMEOUT_S", 0.1)
+    server = serve()
+    with server.robot() as robot, server.http() as http:
+        robot.start("long")
+        with http.stream("GET", "/v1/episodes/long/events") as answer:
+            lines = answer.iter_lines()
+            assert next(lines) == "event: start"
+            time.sleep(0.3)
+            robot.score(fakes.frame(0))
+            assert "event: score" in itertools.islice(lines, 10)
+
+
 def test_ten_thousand_headers_are_refused(server: RunningServer) -> None:
     with socket.create_connection(("127.0.0.1", server.port), timeout=5) as connection:
         lines = b"".join(b"X-%d: 1\r\n" % index for index in range(10_000))
@@ -275,7 +307,8 @@ FOREIGN = {"origin": "https://elsewhere.example"}
 
 
 @pytest.mark.parametrize(
-    "origin", ["https://elsewhere.example", "null", "http://localhost.elsewhere.example", "http://"]
+    "origin",
+    ["https://elsewhere.example", "null", "http://localhost.elsewhere.example", "http://", "http://["],
 )
 def test_pages_of_another_origin_may_neither_write_nor_listen(server: RunningServer, origin: str) -> None:
     with server.http(headers={"origin": origin}) as http:
@@ -307,6 +340,13 @@ def test_an_allowed_origin_may_do_both_and_is_told_so(serve: Serve) -> None:
 def test_a_foreign_name_that_resolves_here_is_not_served_on_loopback(http: httpx.Client) -> None:
     answer = http.get("/v1/episodes", headers={"host": "rebound.example"})
     assert (answer.status_code, answer.json()["field"]) == (403, "host")
+
+
+def test_an_allowed_host_may_be_written_in_any_case(serve: Serve) -> None:
+    server = serve(allowed_hosts="Robots.Example")
+    with server.http() as http:
+        assert http.get("/v1/episodes", headers={"host": "robots.example:8765"}).status_code == 200
+        assert http.get("/v1/episodes", headers={"host": "localhost"}).status_code == 403
 
 
 def test_pictures_cannot_be_embedded_by_other_pages(http: httpx.Client) -> None:
@@ -341,6 +381,17 @@ def test_a_draining_server_is_alive_not_ready_and_refuses_new_work(serve: Serve)
         with pytest.raises(InvalidStatus) as refused, server.robot():
             pass
         assert refused.value.response.status_code == 503
+
+
+def test_a_server_full_of_idle_connections_is_alive_and_takes_no_other_request(serve: Serve) -> None:
+    server = serve(max_connections=1, max_subscribers=1)  # 66 sockets
+    with ExitStack() as stack:
+        for _ in range(70):
+            stack.enter_context(socket.create_connection(("127.0.0.1", server.port)))
+        http = stack.enter_context(server.http())
+        assert http.get("/v1/models").status_code == 503
+        assert http.get("/livez").json() == {"status": "ok"}
+        assert http.get("/readyz").status_code == 503
 
 
 def test_openapi_describes_every_route(server: RunningServer, http: httpx.Client) -> None:

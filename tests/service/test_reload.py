@@ -67,6 +67,25 @@ def test_a_damaged_bundle_is_refused_and_the_old_model_serves_on(server: Running
         assert robot.score(fakes.frame(1)).model_version == before.model_version
 
 
+@pytest.mark.parametrize(
+    ("part", "number"),
+    [("stage.head.bias", np.nan), ("value.fuse.bias", np.inf), ("stage.image_in.weight", 3e38)],
+    ids=["stage", "value", "overflow"],
+)
+def test_a_model_that_diverged_is_refused_and_the_old_one_serves_on(
+    server: RunningServer, model: RewardModel, bundle: Path, part: str, number: float
+) -> None:
+    diverged = other_heads(model)
+    head, _, name = part.partition(".")
+    getattr(diverged, head).get_parameter(name).data.fill_(number)
+    save_bundle(bundle, diverged, version="2")
+    with server.robot() as robot, RewardClient(port=server.port) as client:
+        robot.start("undisturbed")
+        with pytest.raises(InvalidInput, match="not finite"):
+            client.reload()
+        assert robot.score(fakes.frame(0)).model_version == "1"
+
+
 def test_another_encoder_or_other_sizes_are_refused(
     server: RunningServer, model: RewardModel, bundle: Path, tmp_path: Path
 ) -> None:

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
+import msgspec
+import numpy as np
+import numpy.typing as npt
 import pytest
 
 import fakes
 from running_server import WAIT_S, Robot, RunningServer, Serve, wait_until
 from sarm2_client import wire
+from sarm2_client.codec import encode
+from sarm2_service.stream import Connection
 
 
 def curve(robot: Robot, seqs: range, seed: int = 0) -> list[float]:
@@ -38,6 +45,15 @@ def test_a_resumed_curve_equals_the_uninterrupted_one(server: RunningServer) -> 
         assert robot.end(29).scored == 30
 
 
+def test_frames_sent_again_to_another_replica_are_scored_however_late(server: RunningServer) -> None:
+    with server.robot() as robot:
+        assert robot.start("context", resume_from=3).next_seq == 0
+        for seq in range(3):
+            assert robot.score(fakes.frame(seq, deadline_ms=0.0001)).filled == 0
+        robot.send(fakes.frame(3, deadline_ms=0.0001))
+        assert robot.expect(wire.Dropped).seq == 3
+
+
 def test_answers_that_were_lost_on_the_way_come_again_after_a_resume(server: RunningServer) -> None:
     with server.robot() as robot:
         robot.start("unread")
@@ -47,6 +63,18 @@ def test_answers_that_were_lost_on_the_way_come_again_after_a_resume(server: Run
         assert robot.start("unread", resume_from=5).next_seq == 8
         assert [robot.expect(wire.Score) for _ in range(3)] == scores[5:]
         robot.score(fakes.frame(8))
+
+
+def test_more_lost_answers_than_may_wait_for_a_slow_reader_come_again(serve: Serve) -> None:
+    server = serve(max_in_flight=1)  # 66 messages may wait
+    with server.robot() as robot:
+        robot.start("many")
+        scores = [robot.score(fakes.frame(seq)) for seq in range(200)]
+    wait_until_lost(server, "many")
+    with server.robot() as robot:
+        robot.start("many", resume_from=0)
+        assert [robot.expect(wire.Score) for _ in range(200)] == scores
+        robot.score(fakes.frame(200))
 
 
 def test_frames_in_flight_when_the_connection_broke_are_scored_and_delivered_after_the_resume(
@@ -94,6 +122,45 @@ def test_a_resume_takes_over_from_a_connection_that_fell_silent(server: RunningS
         assert again.score(fakes.frame(2)).filled == 0
 
 
+def test_a_connection_that_reads_nothing_does_not_end_the_episode_that_another_resumed(
+    serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, free = fakes.make_model(tmp_path), threading.Event()
+    server = serve(model, takeover_after_s=0)
+    encode_images = model.encoder.encode_images
+
+    def slow(images_BHWC: npt.NDArray[np.uint8]) -> npt.NDArray[np.float16]:
+        assert free.wait(WAIT_S)
+        return encode_images(images_BHWC)
+
+    monkeypatch.setattr(model.encoder, "encode_images", slow)
+    messages = [fakes.start("taken"), fakes.frame(0), wire.End(seq=0)]
+    events: list[dict[str, object]] = [
+        {"type": "websocket.receive", "bytes": encode(message)} for message in messages
+    ]
+
+    async def receive() -> dict[str, object]:
+        return events.pop(0) if events else await asyncio.Future()
+
+    async def send(_: object) -> None:
+        await asyncio.Event().wait()
+
+    async def serve_half_open() -> None:
+        await Connection(server.service, receive, send).run()
+
+    half_open = asyncio.run_coroutine_threadsafe(serve_half_open(), server.service.loop)
+    try:
+        wait_until(lambda: not events)
+        with server.robot() as robot:
+            assert robot.start("taken", resume_from=0).resumed
+            free.set()
+            assert robot.expect(wire.Score).seq == 0
+            robot.score(fakes.frame(1))
+            assert robot.end(1).scored == 2
+    finally:
+        half_open.cancel()
+
+
 def test_a_resume_as_another_task_is_refused(server: RunningServer) -> None:
     with server.robot() as robot:
         robot.start("same-task")
@@ -102,6 +169,19 @@ def test_a_resume_as_another_task_is_refused(server: RunningServer) -> None:
     with server.robot() as robot:
         robot.send(fakes.start("same-task", task=fakes.TASKS[1], resume_from=1))
         assert robot.expect(wire.Error).code == "conflict"
+
+
+def test_a_resume_with_another_discount_is_refused(server: RunningServer) -> None:
+    start = fakes.start("same-gamma", reward="shaped.v1")
+    with server.robot() as robot:
+        robot.send(start)
+        robot.expect(wire.Started)
+    wait_until_lost(server, "same-gamma")
+    with server.robot() as robot:
+        robot.send(msgspec.structs.replace(start, gamma=0.5, resume_from=0))
+        assert robot.expect(wire.Error).code == "conflict"
+    with server.robot() as robot:
+        assert robot.start("same-gamma", reward="shaped.v1", resume_from=0).resumed
 
 
 def test_after_the_resume_window_an_episode_begins_anew(serve: Serve) -> None:

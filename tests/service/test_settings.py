@@ -53,6 +53,8 @@ def test_the_environment_is_read_and_arguments_win(monkeypatch: pytest.MonkeyPat
         ("redis_url", "localhost:6379", "redis://"),
         ("redis_url", "http://cache", "redis://"),
         ("redis_url", "redis://cache:99999", "0-65535"),
+        ("redis_url", "redis://cache/0?sockettimeout=1", "'sockettimeout'"),
+        ("redis_url", "unix:///run/redis.sock?retry=5", "follows the `?`"),
         ("allowed_origins", "example.org", "scheme://host"),
         ("allowed_origins", "http://example.org/path", "without a path"),
         ("device", "tpu", "'cpu' or 'cuda'"),
@@ -107,6 +109,11 @@ def test_a_bundle_that_is_missing_or_altered_is_refused_at_start(tmp_path: Path)
 def test_a_taken_port_is_told_before_the_model_is_loaded(server: RunningServer) -> None:
     with pytest.raises(InvalidInput, match=f"127.0.0.1:{server.port}"):
         serve(Settings(port=server.port, bundle=Path("/nowhere")))
+
+
+def test_a_host_that_is_no_name_is_refused() -> None:
+    with pytest.raises(InvalidInput, match="no host name"):
+        bind(Settings(host=".foo", port=0))
 
 
 def test_port_zero_takes_a_free_one() -> None:
