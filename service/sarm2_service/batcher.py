@@ -27,7 +27,7 @@ class Entry(Generic[T]):
         item: the work.
         qos: `realtime` or `batch`.
         deadline: seconds on the monotonic clock; the smallest goes first among its kind.
-        cost: pictures or windows it adds to a batch, at least 1.
+        cost: pictures or windows it adds to a batch, at least 1; a large picture counts as several.
         size_bytes: memory it holds while it waits.
         enqueued: seconds on the monotonic clock.
     """

@@ -22,8 +22,8 @@ import numpy as np
 import numpy.typing as npt
 
 from sarm2_client import wire
-from sarm2_client.errors import Conflict, InvalidState, ModelFailed, Overloaded, Sarm2Error
-from sarm2_client.images import decode_image, resize_with_pad
+from sarm2_client.errors import Conflict, InvalidImage, InvalidState, ModelFailed, Overloaded, Sarm2Error
+from sarm2_client.images import decode_image, decoding_work, resize_with_pad
 from sarm2_models.checkpoint import load_bundle
 from sarm2_models.reward_model import RewardModel
 from sarm2_models.window import Window, WindowBatch
@@ -35,6 +35,9 @@ from sarm2_service.logs import log, log_failure
 from sarm2_service.metrics import Metrics
 from sarm2_service.settings import Settings
 from sarm2_service.steps import Embedded, Lane, Late, Outcome, Scored, Step, rows_of
+
+USUAL_PIXELS = 640 * 480
+"""A picture of up to so many pixels counts once in a batch, a larger one as often as it holds them."""
 
 
 class Scorer:
@@ -177,6 +180,8 @@ class Scorer:
             self._frames.put(entry)
             self._device.wake()
             self.metrics.queue_depth.labels("frames").set(len(self._frames))
+        if step.lane is not None:
+            step.lane.unanswered += 1
         if busy and self._pool is not None and step.missing:
             with contextlib.suppress(RuntimeError):  # the pool has closed: the device decodes
                 step.decoding = self._pool.submit(self._decode, step)
@@ -201,14 +206,30 @@ class Scorer:
 
     def _entry(self, step: Step) -> Entry[Step]:
         now = time.monotonic()
+        cost = self._cost(step)
         qos: wire.Qos = "batch"
         step.order = now
-        if step.lane is not None:
-            qos = step.lane.qos
-            target = step.received + 1 / step.lane.fps if step.expires is None else step.expires
-            step.order = step.lane.order = max(target, step.lane.order)
+        if (lane := step.lane) is not None:
+            if not lane.unanswered:
+                lane.background = lane.qos == "batch"
+            # More than a robot is made to wait for: the others' frames go before it.
+            lane.background |= cost > max(self._settings.max_background_images, len(step.missing))
+            qos = "batch" if lane.background else "realtime"
+            target = step.received + 1 / lane.fps if step.expires is None else step.expires
+            step.order = lane.order = max(target, lane.order)
         size = sum(len(image.data) for image in step.images)
-        return Entry(step, qos, step.order, max(1, len(step.missing)), size, now)
+        return Entry(step, qos, step.order, cost, size, now)
+
+    def _cost(self, step: Step) -> int:
+        """Pictures that a step adds to a batch; a large one, slow to decode, counts as several."""
+        usual = max(USUAL_PIXELS, self.model.encoder.image_size**2)
+        cost = 0
+        for index in step.missing:
+            try:
+                cost += max(1, -(-decoding_work(step.images[index]) // usual))
+            except InvalidImage:
+                cost += 1  # it is refused when its turn comes, at no cost
+        return max(1, cost)
 
     # --- on the device thread --------------------------------------------------------------------
 
@@ -373,6 +394,8 @@ class Scorer:
 
 def _deliver(outcomes: list[tuple[Step, Outcome]]) -> None:
     for step, outcome in outcomes:
+        if step.lane is not None:
+            step.lane.unanswered -= 1
         try:
             step.deliver(step, outcome)
         except Exception as error:  # one episode's trouble must not reach its batch mates
