@@ -91,10 +91,9 @@ class BoundedQueue(Generic[T]):
             self._credit = 0.0
             return self._pop(background, self._max_background_cost, at_least_one=True)
         reserved = self._reserve() if background else 0
-        batch = self._pop(realtime, self._max_cost - reserved, at_least_one=True)
+        batch = self._pop(realtime, self._max_cost - reserved, at_least_one=not reserved)
         left = self._max_cost - sum(entry.cost for entry in batch)
-        allowed = min(left, max(reserved, 0))
-        extra = self._pop(background, allowed, at_least_one=False) if allowed > 0 else []
+        extra = self._pop(background, min(left, reserved), at_least_one=not batch)
         self._credit = max(0.0, self._credit - sum(entry.cost for entry in extra))
         return batch + extra
 
@@ -111,9 +110,9 @@ class BoundedQueue(Generic[T]):
     def _reserve(self) -> int:
         """Cost kept for background work in this batch: its share, saved up until one item fits."""
         share = self._background_share * min(self._max_cost, self._waiting_cost("realtime") + 1)
-        self._credit = min(self._credit + share, float(self._max_background_cost))
-        smallest = self._heaps["batch"][0][2].cost
-        return int(self._credit) if self._credit >= smallest else 0
+        first = self._heaps["batch"][0][2].cost
+        self._credit = min(self._credit + share, float(max(self._max_background_cost, first)))
+        return int(self._credit) if self._credit >= first else 0
 
     def _waiting_cost(self, qos: Qos) -> int:
         total = 0

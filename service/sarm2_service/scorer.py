@@ -210,8 +210,8 @@ class Scorer:
         qos: wire.Qos = "batch"
         step.order = now
         if (lane := step.lane) is not None:
-            if not lane.unanswered:
-                lane.background = lane.qos == "batch"
+            if not lane.unanswered:  # nothing to overtake: a long deadline before holds up nothing
+                lane.order, lane.background = 0.0, lane.qos == "batch"
             # More than a robot is made to wait for: the others' frames go before it.
             lane.background |= cost > max(self._settings.max_background_images, len(step.missing))
             qos = "batch" if lane.background else "realtime"

@@ -197,6 +197,33 @@ def test_a_robot_waits_for_one_frame_of_large_pictures_at_most(
         assert robot.expect(wire.Score).seq == 5
 
 
+def test_a_long_deadline_holds_up_no_frame_that_comes_after_its_answer(
+    serve: Serve, fragile: RewardModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoded: list[bytes] = []
+
+    def observed(image: wire.Image, *, max_pixels: int) -> npt.NDArray[np.uint8]:
+        decoded.append(image.data)
+        return decode_image(image, max_pixels=max_pixels)
+
+    monkeypatch.setattr("sarm2_service.scorer.decode_image", observed)
+    server = serve(fragile, cache_bytes=0)
+    with server.robot() as robot, server.robot() as other:
+        robot.start("patient")
+        other.start("other")
+        robot.score(fakes.frame(0, deadline_ms=600_000))
+        first, second = fakes.frame(1), fakes.frame(0, seed=1)
+        with busy_device(server):
+            robot.send(first)
+            queued(server, 1)
+            other.send(second)
+            queued(server, 2)
+        robot.expect(wire.Score)
+        other.expect(wire.Score)
+    expected = [image.data for frame in (first, second) for image in frame.images.values()]
+    assert decoded[3:] == expected
+
+
 def test_robots_are_answered_in_time_while_a_trainer_relabels(serve: Serve, fragile: RewardModel) -> None:
     server = serve(fragile, cache_bytes=0, max_in_flight=64)
     stop = threading.Event()
