@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import socket
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import httpx2 as httpx
@@ -14,9 +16,9 @@ import pytest
 from websockets.exceptions import InvalidStatus
 
 import fakes
-from running_server import RunningServer, Serve, wait_until
+from running_server import WAIT_S, RunningServer, Serve, wait_until
 from sarm2_client import wire
-from sarm2_client.codec import decode_episode_response, encode
+from sarm2_client.codec import decode_episode_request, decode_episode_response, encode
 from sarm2_service import protocols
 
 MSGPACK = {"content-type": "application/msgpack"}
@@ -241,6 +243,25 @@ def test_ten_thousand_headers_are_refused(server: RunningServer) -> None:
             assert connection.recv(100).startswith(b"HTTP/1.1 4")
         except ConnectionError:
             pass  # refused before all was sent
+
+
+def test_robots_are_answered_while_a_long_body_is_read(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    begun, go_on = threading.Event(), threading.Event()
+
+    def slow(*arguments: Any, **options: Any) -> wire.EpisodeRequest:
+        begun.set()
+        assert go_on.wait(WAIT_S)
+        return decode_episode_request(*arguments, **options)
+
+    monkeypatch.setattr("sarm2_service.episodes.decode_episode_request", slow)
+    server = serve()
+    with server.http() as http, server.robot() as robot, ThreadPoolExecutor() as pool:
+        robot.start("beside")
+        posted = pool.submit(post, http, episode(2))
+        assert begun.wait(WAIT_S)
+        robot.score(fakes.frame(0))
+        go_on.set()
+        assert posted.result().status_code == 200
 
 
 def test_more_whole_episodes_at_once_than_allowed_are_refused(serve: Serve) -> None:
