@@ -5,14 +5,14 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 import msgspec
 import numpy as np
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import FormData, UploadFile
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
 from sarm2_client import wire
@@ -30,13 +30,14 @@ _FORM_FIELDS = ("task", "fps", "state", "session_id", "reward", "gamma", "source
 async def score_episode(service: Service, request: Request) -> Response:
     """Score the episode in the body. Answers msgpack, or JSON where `Accept` asks for it.
 
-    Raises a Sarm2Error for a body that is no episode, or for the first frame that cannot be scored.
+    Raises a Sarm2Error for a body that is no episode, or for the first frame that cannot be scored, and
+    ClientDisconnect once nobody waits for the answer any more.
     """
     if service.uploads.locked():
         raise _busy(service)
     async with service.uploads:
         episode = await _read_episode(service, request)
-        response = await _score(service, episode)
+        response = await _score(service, episode, request.is_disconnected)
     return _answer(request, response)
 
 
@@ -77,7 +78,9 @@ def _answer(request: Request, response: wire.EpisodeResponse) -> Response:
 # --- scoring -----------------------------------------------------------------------------------------
 
 
-async def _score(service: Service, request: wire.EpisodeRequest) -> wire.EpisodeResponse:
+async def _score(
+    service: Service, request: wire.EpisodeRequest, is_gone: Callable[[], Awaitable[bool]]
+) -> wire.EpisodeResponse:
     start = wire.Start(
         session_id=request.session_id or f"http-{secrets.token_hex(8)}",
         task=request.task,
@@ -98,6 +101,8 @@ async def _score(service: Service, request: wire.EpisodeRequest) -> wire.Episode
             await _feed(service, session, frames[begin : begin + size])
             if answers.error is not None:
                 raise answers.error
+            if await is_gone():  # nobody reads the rest, and others wait for this slot
+                raise ClientDisconnect
     finally:
         summary = service.sessions.end(session)
     return wire.EpisodeResponse(scores=answers.scores, summary=summary)

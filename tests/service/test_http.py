@@ -264,6 +264,34 @@ def test_robots_are_answered_while_a_long_body_is_read(serve: Serve, monkeypatch
         assert posted.result().status_code == 200
 
 
+def test_a_caller_who_leaves_frees_the_slot_before_the_episode_is_through(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = serve(max_uploads=1, max_in_flight=4)
+    begun, go_on = threading.Event(), threading.Event()
+    encode_images = server.model.encoder.encode_images
+
+    def held(images: Any) -> Any:
+        begun.set()
+        assert go_on.wait(WAIT_S)
+        return encode_images(images)
+
+    monkeypatch.setattr(server.model.encoder, "encode_images", held)
+    body = encode(episode(40))
+    head = (
+        f"POST /v1/episodes:score HTTP/1.1\r\nHost: localhost\r\nContent-Type: {MSGPACK['content-type']}\r\n"
+    )
+    with socket.create_connection(("127.0.0.1", server.port)) as leaving:
+        leaving.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
+        assert begun.wait(WAIT_S)
+    go_on.set()
+    wait_until(lambda: not server.service.uploads.locked())
+    assert 0 < server.metric("sarm2_scored_steps_total") < 40
+    assert server.metric("sarm2_errors_total", code="internal") == 0
+    with server.http() as http:
+        assert post(http, episode(1)).status_code == 200
+
+
 def test_more_whole_episodes_at_once_than_allowed_are_refused(serve: Serve) -> None:
     server = serve(max_uploads=1, body_timeout_s=2)
     with socket.create_connection(("127.0.0.1", server.port)) as slow, server.http() as http:
