@@ -119,6 +119,10 @@ class Scorer:
         instruction_D, known = await self._device.call(self.model.instruction, task)
         return Lane(self.model.new_memory(fps), instruction_D, known, qos, fps, source)
 
+    async def renew_lane(self, lane: Lane, task: str) -> None:
+        """Let an open episode know what the model of now knows of its instruction."""
+        await self._device.call(self._renew, lane, task)
+
     async def reload(self, folder: Path) -> wire.ModelInfo:
         """Take the heads that a bundle's folder holds now, between two batches; open episodes go on.
 
@@ -132,6 +136,7 @@ class Scorer:
                 raise Conflict("the bundle has other sizes or primitives; start a new server for it")
             await self._device.call(self._take_over, model)
             self.info = model.info
+            self.metrics.add_tasks(model.info.tasks)
             self.metrics.build_info.labels(__version__, old.version).set(0)
             self.metrics.build_info.labels(__version__, model.version).set(1)
             log(logging.INFO, "reloaded", version=model.version, before=old.version)
@@ -240,6 +245,9 @@ class Scorer:
         except Exception:
             self.model = before
             raise
+
+    def _renew(self, lane: Lane, task: str) -> None:
+        lane.instruction_D, lane.task_known = self.model.instruction(task)
 
     def _warm_up(self) -> None:
         config = self.model.config
