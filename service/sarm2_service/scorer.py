@@ -390,7 +390,12 @@ class Scorer:
             return error
         error_id = log_failure("step_failed", error, part=part, seq=step.seq)
         if type(error).__name__ == "OutOfMemoryError":
-            return Overloaded("the device is out of memory; try again later", error_id=error_id, seq=step.seq)
+            # Frames go one way: this one cannot come again, but the next ones and the episode can.
+            return Overloaded(
+                "the device is out of memory and leaves this frame out; go on, or send the episode again",
+                error_id=error_id,
+                seq=step.seq,
+            )
         text = error.message if isinstance(error, ModelFailed) else f"the {part} failed on this frame"
         return ModelFailed(f"{text}; other frames are not affected", error_id=error_id, seq=step.seq)
 

@@ -116,7 +116,7 @@ def test_a_frame_that_breaks_the_heads_fails_and_the_episode_goes_on(
         robot.score(fakes.frame(2))
 
 
-def test_memory_that_runs_out_on_one_frame_is_an_overload_to_retry(
+def test_memory_that_runs_out_on_one_frame_leaves_it_out_and_the_episode_goes_on(
     serve: Serve, fragile: RewardModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class OutOfMemoryError(RuntimeError):
@@ -126,12 +126,18 @@ def test_memory_that_runs_out_on_one_frame_is_an_overload_to_retry(
         raise OutOfMemoryError
 
     server = serve(fragile)
-    monkeypatch.setattr(fragile.encoder, "encode_images", exhausted)
     with server.robot() as robot:
         robot.start("memory")
-        robot.send(fakes.frame(0))
-        error = robot.expect(wire.Error)
+        robot.score(fakes.frame(0))
+        with monkeypatch.context() as patch:
+            patch.setattr(fragile.encoder, "encode_images", exhausted)
+            robot.send(fakes.frame(1))
+            error = robot.expect(wire.Error)
         assert (error.code, error.retryable) == ("overloaded", True)
+        assert "leaves this frame out" in error.message
+        robot.send(fakes.frame(1))
+        assert robot.expect(wire.Error) == error
+        assert robot.score(fakes.frame(2)).filled == 1
 
 
 def test_a_full_queue_refuses_frames_and_accepts_again_when_it_has_room(
