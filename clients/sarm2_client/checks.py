@@ -42,7 +42,7 @@ def check_client_message(message: wire.ClientMessage, limits: wire.Limits) -> No
 
 
 def check_episode_request(request: wire.EpisodeRequest, limits: wire.Limits) -> None:
-    """Check ranges, names and finiteness of a whole episode. Raises a subclass of InvalidInput."""
+    """Check all of an episode but what is in its frames. Raises a subclass of InvalidInput."""
     if request.session_id is not None:
         check_session_id(request.session_id)
     check_task(request.task, limits.max_task_chars)
@@ -54,20 +54,30 @@ def check_episode_request(request: wire.EpisodeRequest, limits: wire.Limits) -> 
         raise TooLarge(
             f"expected at most {limits.max_episode_frames} frames, got {len(request.frames)}", field="frames"
         )
-    last = -1
-    for index, frame in enumerate(request.frames):
-        seq = last + 1 if frame.seq is None else frame.seq
+
+
+def check_episode_frame(frame: wire.EpisodeFrame, last: int, state_dim: int | None = None) -> int:
+    """Check order, names and finiteness of one frame of an episode; returns its `seq`.
+
+    Args:
+        last: `seq` of the frame before, -1 for the first.
+        state_dim: how many state values the model takes, where it is known.
+
+    Raises:
+        InvalidInput: or a subclass, with the frame's `seq`.
+    """
+    seq = last + 1 if frame.seq is None else frame.seq
+    try:
         if seq <= last:
-            raise InvalidSequence(
-                f"expected seq above {last} at frame {index}, got {seq}", field="frames", seq=seq
-            )
-        last = seq
-        try:
-            _check_cameras(frame.images)
-            check_state(frame.state)
-        except InvalidInput as error:
-            error.seq = seq
-            raise
+            raise InvalidSequence(f"expected a seq above {last}, got {seq}", field="frames")
+        if state_dim is not None and len(frame.state) != state_dim:
+            raise InvalidState(f"expected {state_dim} state values, got {len(frame.state)}", field="state")
+        _check_cameras(frame.images)
+        check_state(frame.state)
+    except InvalidInput as error:
+        error.seq = seq
+        raise
+    return seq
 
 
 def check_session_id(session_id: str) -> None:

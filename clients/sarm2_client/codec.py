@@ -8,12 +8,19 @@ for clocks are echoed and never trusted.
 
 from __future__ import annotations
 
-from typing import Any, Final, TypeVar
+from collections.abc import Sequence
+from typing import Annotated, Any, Final, TypeVar
 
 import msgspec
 
 from sarm2_client import wire
-from sarm2_client.checks import check_client_message, check_episode_request, check_score, shown
+from sarm2_client.checks import (
+    check_client_message,
+    check_episode_frame,
+    check_episode_request,
+    check_score,
+    shown,
+)
 from sarm2_client.errors import (
     BY_CODE,
     InvalidImage,
@@ -35,7 +42,6 @@ _client_decoder: Final[msgspec.msgpack.Decoder[wire.ClientMessage]] = msgspec.ms
 _server_decoder: Final[msgspec.msgpack.Decoder[wire.ServerMessage]] = msgspec.msgpack.Decoder(
     wire.ServerMessage
 )
-_episode_request: Final = msgspec.msgpack.Decoder(wire.EpisodeRequest)
 _episode_response: Final = msgspec.msgpack.Decoder(wire.EpisodeResponse)
 _embed_request: Final = msgspec.msgpack.Decoder(wire.EmbedRequest)
 _embed_response: Final = msgspec.msgpack.Decoder(wire.EmbedResponse)
@@ -48,6 +54,14 @@ _FIELD_ERRORS: Final[tuple[tuple[str, type[InvalidInput]], ...]] = (
     ("$.resume_from", InvalidSequence),
     ("$.session_id", InvalidSession),
 )
+
+
+class _UnreadEpisode(wire.EpisodeRequest, kw_only=True, frozen=True, forbid_unknown_fields=True):
+    frames: Annotated[list[msgspec.Raw], msgspec.Meta(max_length=wire.MAX_EPISODE_FRAMES)]  # type: ignore[assignment]
+
+
+_unread_episode: Final = msgspec.msgpack.Decoder(_UnreadEpisode)
+_episode_frame: Final = msgspec.msgpack.Decoder(wire.EpisodeFrame)
 
 
 class _FramePeek(msgspec.Struct, tag="frame", tag_field="type"):
@@ -84,12 +98,37 @@ def decode_client_message(data: bytes, limits: wire.Limits) -> wire.ClientMessag
     return message
 
 
-def decode_episode_request(data: bytes, limits: wire.Limits, *, max_bytes: int) -> wire.EpisodeRequest:
-    """The checked body of `POST /v1/episodes:score`, at most `max_bytes` long. Raises InvalidInput."""
+def decode_episode_request(
+    data: bytes, limits: wire.Limits, *, max_bytes: int, state_dim: int | None = None
+) -> wire.EpisodeRequest:
+    """The checked body of `POST /v1/episodes:score`, at most `max_bytes` long. Raises InvalidInput.
+
+    Frames are read one by one: a thread that does it lets others run in between, and of a body of many
+    numbers no more than the first wrong frame takes memory.
+
+    Args:
+        state_dim: how many state values the model takes, where it is known.
+    """
     _check_size(data, max_bytes)
-    request = _decode(_episode_request, data)
-    check_episode_request(request, limits)
-    return request
+    unread = _decode(_unread_episode, data)
+    check_episode_request(unread, limits)
+    fields = {name: getattr(unread, name) for name in unread.__struct_fields__ if name != "frames"}
+    return wire.EpisodeRequest(**fields, frames=_read_frames(unread.frames, state_dim))
+
+
+def _read_frames(unread: Sequence[msgspec.Raw], state_dim: int | None) -> list[wire.EpisodeFrame]:
+    frames: list[wire.EpisodeFrame] = []
+    last = -1
+    for data in unread:
+        try:
+            frame = _decode(_episode_frame, data)
+            last = check_episode_frame(frame, last, state_dim)
+        except InvalidInput as error:
+            error.seq = last + 1 if error.seq is None else error.seq
+            error.message = f"frame {error.seq}: {error.message}"
+            raise
+        frames.append(frame)
+    return frames
 
 
 def decode_embed_request(data: bytes, *, max_bytes: int) -> wire.EmbedRequest:
@@ -166,7 +205,7 @@ def _check_size(data: bytes, max_bytes: int) -> None:
         )
 
 
-def _decode(decoder: msgspec.msgpack.Decoder[_T], data: bytes) -> _T:
+def _decode(decoder: msgspec.msgpack.Decoder[_T], data: bytes | msgspec.Raw) -> _T:
     try:
         return decoder.decode(data)
     except msgspec.ValidationError as error:

@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sarm2_client import wire
+from sarm2_client.checks import MAX_STATE_MAGNITUDE
 from sarm2_client.errors import InvalidImage, InvalidInput, InvalidSequence, InvalidState
 from sarm2_client.images import resize_with_pad
 from sarm2_models.encoder import Float16Array
@@ -114,7 +115,7 @@ class Predictor:
         Raises:
             InvalidSequence: no `reset` before, or a `seq` that does not rise.
             InvalidImage: a missing or unknown camera, or a picture of a wrong shape or dtype.
-            InvalidState: a wrong length, or a number that is not finite.
+            InvalidState: a wrong length, or a number that is not finite or above MAX_STATE_MAGNITUDE.
         """
         if self._memory is None or self._instruction is None:
             raise InvalidSequence("expected reset(task, fps) before the first step")
@@ -243,16 +244,19 @@ def frame_rows(numbers_T: IntArray, slots: IntArray) -> IntArray:
 
 
 def check_state(state_S: npt.ArrayLike, length: int) -> Float32Array:
-    """The state as float32 (S,). Raises InvalidState for a wrong length or type, or a NaN or infinity."""
+    """The state as float32 (S,), checked as on the wire: what a service refuses is refused in process too.
+
+    Raises InvalidState for a wrong length or type, a NaN, or a value above MAX_STATE_MAGNITUDE.
+    """
     try:
         state = np.asarray(state_S, dtype=np.float64)
     except (TypeError, ValueError) as error:
         raise InvalidState(f"expected {length} numbers, got {error}", field="state") from error
     if state.shape != (length,):
         raise InvalidState(f"expected {length} numbers, got shape {state.shape}", field="state")
-    if not np.isfinite(state).all() or np.abs(state).max() > np.finfo(np.float32).max:
+    if not (np.abs(state) <= MAX_STATE_MAGNITUDE).all():
         raise InvalidState(
-            "expected finite numbers that fit float32, got NaN, infinity or more", field="state"
+            f"expected finite numbers up to {MAX_STATE_MAGNITUDE:g}, got NaN, infinity or more", field="state"
         )
     return state.astype(np.float32)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -9,7 +10,7 @@ from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
 from prometheus_client import CollectorRegistry
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import WebSocketRoute
 
@@ -19,12 +20,15 @@ from sarm2_service.cache import EmbeddingCache
 from sarm2_service.endpoint import StreamEndpoint
 from sarm2_service.guard import Guard, error_response, http_error
 from sarm2_service.health import health_router
+from sarm2_service.logs import log
 from sarm2_service.routes import api_router, page_router
 from sarm2_service.scorer import Scorer
 from sarm2_service.settings import Settings
 from sarm2_service.state import Service
 
 STREAM_PATH = "/v1/stream"
+CLIENT_CLOSED_REQUEST = 499
+"""What proxies call it; nobody reads this answer."""
 
 
 def create_app(
@@ -94,6 +98,11 @@ def _add_error_answers(app: FastAPI, service: Service) -> None:
         count(InvalidInput.code)
         return error_response(InvalidInput(str(first["msg"]), field=".".join(map(str, first["loc"]))))
 
+    async def gone(request: Request, _: Exception) -> Response:
+        log(logging.INFO, "client_gone", path=request.url.path)
+        return Response(status_code=CLIENT_CLOSED_REQUEST)
+
     app.add_exception_handler(Sarm2Error, refused)
+    app.add_exception_handler(ClientDisconnect, gone)
     app.add_exception_handler(HTTPException, http_refused)
     app.add_exception_handler(RequestValidationError, unreadable)

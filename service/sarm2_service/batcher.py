@@ -27,7 +27,7 @@ class Entry(Generic[T]):
         item: the work.
         qos: `realtime` or `batch`.
         deadline: seconds on the monotonic clock; the smallest goes first among its kind.
-        cost: pictures or windows it adds to a batch, at least 1.
+        cost: pictures or windows it adds to a batch, at least 1; a large picture counts as several.
         size_bytes: memory it holds while it waits.
         enqueued: seconds on the monotonic clock.
     """
@@ -87,19 +87,18 @@ class BoundedQueue(Generic[T]):
             self._credit = 0.0
             return self._pop(background, self._max_background_cost, at_least_one=True)
         reserved = self._reserve() if background else 0
-        batch = self._pop(realtime, self._max_cost - reserved, at_least_one=True)
+        batch = self._pop(realtime, self._max_cost - reserved, at_least_one=not reserved)
         left = self._max_cost - sum(entry.cost for entry in batch)
-        allowed = min(left, max(reserved, 0))
-        extra = self._pop(background, allowed, at_least_one=False) if allowed > 0 else []
+        extra = self._pop(background, min(left, reserved), at_least_one=not batch)
         self._credit = max(0.0, self._credit - sum(entry.cost for entry in extra))
         return batch + extra
 
     def _reserve(self) -> int:
         """Cost kept for background work in this batch: its share, saved up until one item fits."""
         share = self._background_share * min(self._max_cost, self._waiting_cost("realtime") + 1)
-        self._credit = min(self._credit + share, float(self._max_background_cost))
-        smallest = self._heaps["batch"][0][2].cost
-        return int(self._credit) if self._credit >= smallest else 0
+        first = self._heaps["batch"][0][2].cost
+        self._credit = min(self._credit + share, float(max(self._max_background_cost, first)))
+        return int(self._credit) if self._credit >= first else 0
 
     def _waiting_cost(self, qos: Qos) -> int:
         total = 0

@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 import msgspec
 import numpy as np
+from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import FormData, UploadFile
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
 from sarm2_client import wire
@@ -29,13 +30,14 @@ _FORM_FIELDS = ("task", "fps", "state", "session_id", "reward", "gamma", "source
 async def score_episode(service: Service, request: Request) -> Response:
     """Score the episode in the body. Answers msgpack, or JSON where `Accept` asks for it.
 
-    Raises a Sarm2Error for a body that is no episode, or for the first frame that cannot be scored.
+    Raises a Sarm2Error for a body that is no episode, or for the first frame that cannot be scored, and
+    ClientDisconnect once nobody waits for the answer any more.
     """
     if service.uploads.locked():
         raise _busy(service)
     async with service.uploads:
         episode = await _read_episode(service, request)
-        response = await _score(service, episode)
+        response = await _score(service, episode, request.is_disconnected)
     return _answer(request, response)
 
 
@@ -76,7 +78,9 @@ def _answer(request: Request, response: wire.EpisodeResponse) -> Response:
 # --- scoring -----------------------------------------------------------------------------------------
 
 
-async def _score(service: Service, request: wire.EpisodeRequest) -> wire.EpisodeResponse:
+async def _score(
+    service: Service, request: wire.EpisodeRequest, is_gone: Callable[[], Awaitable[bool]]
+) -> wire.EpisodeResponse:
     start = wire.Start(
         session_id=request.session_id or f"http-{secrets.token_hex(8)}",
         task=request.task,
@@ -97,6 +101,8 @@ async def _score(service: Service, request: wire.EpisodeRequest) -> wire.Episode
             await _feed(service, session, frames[begin : begin + size])
             if answers.error is not None:
                 raise answers.error
+            if await is_gone():  # nobody reads the rest, and others wait for this slot
+                raise ClientDisconnect
     finally:
         summary = service.sessions.end(session)
     return wire.EpisodeResponse(scores=answers.scores, summary=summary)
@@ -151,25 +157,29 @@ class _Answers:
 
 async def _read_episode(service: Service, request: Request) -> wire.EpisodeRequest:
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    limit = service.settings.max_body_bytes
+    cameras = service.scorer.info.cameras
+    # Both are read in a thread: a long episode takes a second, in which robots must be answered.
     if kind in (MSGPACK, "application/x-msgpack", "application/vnd.msgpack"):
-        return decode_episode_request(await request.body(), service.limits, max_bytes=limit)
+        return await run_in_threadpool(_from_msgpack, service, await request.body())
     if kind == "multipart/form-data":
-        files = min(service.settings.max_episode_frames * len(service.scorer.info.cameras), 10_000)
-        async with request.form(max_files=files, max_fields=16, max_part_size=16 * 2**20) as form:
-            body = await _from_form(service, form)
-        # Through the same checks as a msgpack body: one set of rules.
-        return decode_episode_request(body, service.limits, max_bytes=limit)
+        most = min(service.settings.max_episode_frames * len(cameras), 10_000)
+        async with request.form(max_files=most, max_fields=16, max_part_size=16 * 2**20) as form:
+            images = {camera: await _files(form, camera) for camera in cameras}
+            return await run_in_threadpool(_from_form, service, form, images)
     raise InvalidMessage(
         f"expected a body of {MSGPACK} or multipart/form-data, got {kind[:80] or 'no type'!r}"
     )
 
 
-async def _from_form(service: Service, form: FormData) -> bytes:
+def _from_msgpack(service: Service, body: bytes) -> wire.EpisodeRequest:
+    limit, state_dim = service.settings.max_body_bytes, service.scorer.info.state_dim
+    return decode_episode_request(body, service.limits, max_bytes=limit, state_dim=state_dim)
+
+
+def _from_form(service: Service, form: FormData, images: dict[str, list[bytes]]) -> wire.EpisodeRequest:
     states = _json_field(form, "state")
     if not isinstance(states, list):
         raise InvalidInput("expected `state` as JSON: a list of numbers for every frame", field="state")
-    images = {camera: await _files(form, camera) for camera in service.scorer.info.cameras}
     unknown = sorted(set(form) - set(images) - set(_FORM_FIELDS))
     if unknown:
         raise InvalidInput(f"there is no field {unknown[0][:64]!r} in this form", field=unknown[0][:64])
@@ -189,7 +199,7 @@ async def _from_form(service: Service, form: FormData) -> bytes:
     fields |= {name: form[name] for name in ("session_id", "reward", "source") if name in form}
     if "gamma" in form:
         fields["gamma"] = _json_field(form, "gamma")
-    return encode(fields)
+    return _from_msgpack(service, encode(fields))  # through the same checks: one set of rules
 
 
 async def _files(form: FormData, camera: str) -> list[bytes]:

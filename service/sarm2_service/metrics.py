@@ -15,12 +15,13 @@ _TENTHS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 class Metrics:
     """The metrics of one service, registered in `registry`.
 
-    Labels are bounded: `task` is one of `tasks` or "unknown"; the others come from code or from the bundle.
+    Labels are bounded: `task` is one of the models' tasks or "unknown"; the others come from code or from the
+    bundle.
     """
 
     def __init__(self, registry: CollectorRegistry, tasks: Iterable[str] = ()) -> None:
         self.registry = registry
-        self._tasks = {_plain(task): task for task in tasks}
+        self._tasks: dict[str, str] = {}
         r = registry
         self.encoder_images = Counter(
             "sarm2_encoder_images_total", "Pictures the encoder embedded", registry=r
@@ -78,9 +79,14 @@ class Metrics:
         )
         for queue in ("frames", "windows"):
             self.queue_depth.labels(queue)
-        self.progress_of = {
-            task: self.progress.labels(task) for task in (*self._tasks.values(), UNKNOWN_TASK)
-        }
+        self.progress_of = {UNKNOWN_TASK: self.progress.labels(UNKNOWN_TASK)}
+        self.add_tasks(tasks)
+
+    def add_tasks(self, tasks: Iterable[str]) -> None:
+        """Count these instructions by name too; those of a model before stay, for episodes that are open."""
+        for task in tasks:
+            label = self._tasks.setdefault(_plain(task), task)
+            self.progress_of[label] = self.progress.labels(label)
 
     def task(self, text: str) -> str:
         """The label of an instruction: the bundle's own spelling if it knows it, else "unknown"."""

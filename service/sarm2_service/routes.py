@@ -52,6 +52,7 @@ def api_router(service: Service) -> APIRouter:
         if not service.settings.allow_reload:
             raise NotAllowed("reloading is off; start the server with --allow-reload", field="allow_reload")
         await service.scorer.reload(service.settings.bundle or default_bundle())
+        await service.sessions.renew()
         return await models()
 
     @router.get("/models", tags=["model"], response_model=schemas.Models)

@@ -22,8 +22,16 @@ import numpy as np
 import numpy.typing as npt
 
 from sarm2_client import wire
-from sarm2_client.errors import Conflict, InvalidInput, InvalidState, ModelFailed, Overloaded, Sarm2Error
-from sarm2_client.images import decode_image, resize_with_pad
+from sarm2_client.errors import (
+    Conflict,
+    InvalidImage,
+    InvalidInput,
+    InvalidState,
+    ModelFailed,
+    Overloaded,
+    Sarm2Error,
+)
+from sarm2_client.images import decode_image, decoding_work, resize_with_pad
 from sarm2_models.checkpoint import load_bundle
 from sarm2_models.reward_model import RewardModel, ScoreBatch
 from sarm2_models.window import Window, WindowBatch
@@ -35,6 +43,9 @@ from sarm2_service.logs import log, log_failure
 from sarm2_service.metrics import Metrics
 from sarm2_service.settings import Settings
 from sarm2_service.steps import Embedded, Lane, Late, Outcome, Scored, Step, rows_of
+
+USUAL_PIXELS = 640 * 480
+"""A picture of up to so many pixels counts once in a batch, a larger one as often as it holds them."""
 
 
 class Scorer:
@@ -117,6 +128,10 @@ class Scorer:
         instruction_D, known = await self._device.call(self.model.instruction, task)
         return Lane(self.model.new_memory(fps), instruction_D, known, qos, fps, source)
 
+    async def renew_lane(self, lane: Lane, task: str) -> None:
+        """Let an open episode know what the model of now knows of its instruction."""
+        await self._device.call(self._renew, lane, task)
+
     async def reload(self, folder: Path) -> wire.ModelInfo:
         """Take the heads that a bundle's folder holds now, between two batches; open episodes go on.
 
@@ -131,6 +146,7 @@ class Scorer:
                 raise Conflict("the bundle has other sizes or primitives; start a new server for it")
             await self._device.call(self._take_over, model)
             self.info = model.info
+            self.metrics.add_tasks(model.info.tasks)
             self.metrics.build_info.labels(__version__, old.version).set(0)
             self.metrics.build_info.labels(__version__, model.version).set(1)
             log(logging.INFO, "reloaded", version=model.version, before=old.version)
@@ -179,6 +195,8 @@ class Scorer:
             self._frames.put(entry)
             self._device.wake()
             self.metrics.queue_depth.labels("frames").set(len(self._frames))
+        if step.lane is not None:
+            step.lane.unanswered += 1
         if busy and self._pool is not None and step.missing:
             with contextlib.suppress(RuntimeError):  # the pool has closed: the device decodes
                 step.decoding = self._pool.submit(self._decode, step)
@@ -203,14 +221,30 @@ class Scorer:
 
     def _entry(self, step: Step) -> Entry[Step]:
         now = time.monotonic()
+        cost = self._cost(step)
         qos: wire.Qos = "batch"
         step.order = now
-        if step.lane is not None:
-            qos = step.lane.qos
-            target = step.received + 1 / step.lane.fps if step.expires is None else step.expires
-            step.order = step.lane.order = max(target, step.lane.order)
+        if (lane := step.lane) is not None:
+            if not lane.unanswered:  # nothing to overtake: a long deadline before holds up nothing
+                lane.order, lane.background = 0.0, lane.qos == "batch"
+            # More than a robot is made to wait for: the others' frames go before it.
+            lane.background |= cost > max(self._settings.max_background_images, len(step.missing))
+            qos = "batch" if lane.background else "realtime"
+            target = step.received + 1 / lane.fps if step.expires is None else step.expires
+            step.order = lane.order = max(target, lane.order)
         size = sum(len(image.data) for image in step.images)
-        return Entry(step, qos, step.order, max(1, len(step.missing)), size, now)
+        return Entry(step, qos, step.order, cost, size, now)
+
+    def _cost(self, step: Step) -> int:
+        """Pictures that a step adds to a batch; a large one, slow to decode, counts as several."""
+        usual = max(USUAL_PIXELS, self.model.encoder.image_size**2)
+        cost = 0
+        for index in step.missing:
+            try:
+                cost += max(1, -(-decoding_work(step.images[index]) // usual))
+            except InvalidImage:
+                cost += 1  # it is refused when its turn comes, at no cost
+        return max(1, cost)
 
     # --- on the device thread --------------------------------------------------------------------
 
@@ -221,6 +255,9 @@ class Scorer:
         except Exception:
             self.model = before
             raise
+
+    def _renew(self, lane: Lane, task: str) -> None:
+        lane.instruction_D, lane.task_known = self.model.instruction(task)
 
     def _warm_up(self) -> None:
         config = self.model.config
@@ -368,7 +405,12 @@ class Scorer:
             return error
         error_id = log_failure("step_failed", error, part=part, seq=step.seq)
         if type(error).__name__ == "OutOfMemoryError":
-            return Overloaded("the device is out of memory; try again later", error_id=error_id, seq=step.seq)
+            # Frames go one way: this one cannot come again, but the next ones and the episode can.
+            return Overloaded(
+                "the device is out of memory and leaves this frame out; go on, or send the episode again",
+                error_id=error_id,
+                seq=step.seq,
+            )
         text = error.message if isinstance(error, ModelFailed) else f"the {part} failed on this frame"
         return ModelFailed(f"{text}; other frames are not affected", error_id=error_id, seq=step.seq)
 
@@ -386,6 +428,8 @@ def _is_finite(scores: ScoreBatch) -> bool:
 
 def _deliver(outcomes: list[tuple[Step, Outcome]]) -> None:
     for step, outcome in outcomes:
+        if step.lane is not None:
+            step.lane.unanswered -= 1
         try:
             step.deliver(step, outcome)
         except Exception as error:  # one episode's trouble must not reach its batch mates

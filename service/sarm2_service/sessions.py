@@ -64,6 +64,11 @@ class Sessions:
         self._count()
         return session
 
+    async def renew(self) -> None:
+        """After a reload: every open episode goes on with what the new model knows of its instruction."""
+        for session in list(self._open.values()):
+            await self._scorer.renew_lane(session.lane, session.start.task)
+
     def _may_take(self, session: Session) -> bool:
         """A lost episode is free; so is one whose connection has been silent: it may be half-open."""
         return (

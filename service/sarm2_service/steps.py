@@ -25,9 +25,14 @@ Pixels: TypeAlias = npt.NDArray[np.uint8]
 
 @dataclass(eq=False)
 class Lane:
-    """What the device keeps of one episode. Touched by the device thread, except for `closed`.
+    """What the device keeps of one episode. Touched by the device thread, except for the last four.
 
-    `order` is the queue position of its latest step: a later frame never overtakes an earlier one.
+    Attributes:
+        order: queue position of its latest step. A later frame never overtakes an earlier one.
+        background: whether its waiting steps are background work, as those of a robot with large pictures
+            are; so is then what comes behind them.
+        unanswered: steps queued and not delivered yet.
+        closed: the episode is over.
     """
 
     memory: EpisodeMemory
@@ -37,6 +42,8 @@ class Lane:
     fps: float
     source: wire.EpisodeSource | None = None
     order: float = 0.0
+    background: bool = False
+    unanswered: int = 0
     closed: bool = False
 
 

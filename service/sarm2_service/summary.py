@@ -14,7 +14,8 @@ class SummaryBuilder:
     def __init__(
         self, *, session_id: str, task: str, task_known: bool, fps: float, model_version: str
     ) -> None:
-        self._identity = (session_id, task, task_known, model_version)
+        self._identity = (session_id, task)
+        self._model = (task_known, model_version)
         self._fps = fps
         self.frames = 0
         self.scored = 0
@@ -41,6 +42,7 @@ class SummaryBuilder:
     def add_score(self, score: wire.Score) -> None:
         """An accepted frame was scored."""
         self.scored += 1
+        self._model = (score.task_known, score.model_version)  # another after a reload
         progress = score.progress
         self.max_progress = progress if self.max_progress is None else max(self.max_progress, progress)
         self._largest_fall = max(self._largest_fall, self.max_progress - progress)
@@ -54,7 +56,8 @@ class SummaryBuilder:
 
     def build(self) -> wire.Summary:
         """The summary so far. Duration counts every frame from the first to the last, gaps included."""
-        session_id, task, task_known, model_version = self._identity
+        session_id, task = self._identity
+        task_known, model_version = self._model
         span = 0 if self._first_seq is None else self._last_seq - self._first_seq + 1
         return wire.Summary(
             session_id=session_id,

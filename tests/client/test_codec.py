@@ -5,6 +5,7 @@ from __future__ import annotations
 import resource
 import struct
 import time
+import tracemalloc
 from contextlib import suppress
 from typing import Any
 
@@ -407,6 +408,27 @@ def test_a_bad_state_deep_in_an_episode_names_its_frame() -> None:
     with pytest.raises(InvalidState) as caught:
         request(episode(frames=frames))
     assert caught.value.seq == 1
+
+
+def test_a_state_of_another_length_than_the_models_is_refused_at_the_first_frame_that_has_one() -> None:
+    frames = [{"images": {}, "state": [0.0]}, {"images": {}, "state": [0.0, 0.0]}, {"images": "no map"}]
+    with pytest.raises(InvalidState) as caught:
+        decode_episode_request(episode(frames=frames), LIMITS, max_bytes=10**6, state_dim=1)
+    assert (caught.value.field, caught.value.seq) == ("state", 1)
+    assert caught.value.message == "frame 1: expected 1 state values, got 2"
+    with pytest.raises(InvalidImage) as malformed:
+        decode_episode_request(episode(frames=[*frames[:1] * 2, frames[2]]), LIMITS, max_bytes=10**6)
+    assert malformed.value.seq == 2
+
+
+def test_a_body_of_many_numbers_takes_no_memory_before_it_is_refused() -> None:
+    body = episode(frames=[{"images": {}, "state": [0] * wire.MAX_STATE_DIM}] * 500)
+    tracemalloc.start()
+    with pytest.raises(InvalidState):
+        decode_episode_request(body, LIMITS, max_bytes=10**6, state_dim=4)
+    peak_bytes = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak_bytes < len(body)
 
 
 def test_embeddings_of_half_a_row_are_refused() -> None:

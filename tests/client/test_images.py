@@ -20,6 +20,7 @@ from sarm2_client.images import (
     ImageHWC,
     decode_image,
     decode_jpeg,
+    decoding_work,
     encode_jpeg,
     image_digest,
     prepare_image,
@@ -247,6 +248,17 @@ def test_hundreds_of_repeated_scans_are_refused_quickly() -> None:
     with pytest.raises(InvalidImage, match=str(MAX_JPEG_SCANS)):
         decode_jpeg(bomb)
     assert time.perf_counter() - started < 0.5
+
+
+def test_the_work_of_decoding_is_told_by_pixels_and_scans_not_by_bytes() -> None:
+    black = PillowImage.new("RGB", (2048, 2048))
+    plain, progressive = saved(black), saved(black, progressive=True)
+    assert len(progressive) < 100_000
+    assert decoding_work(jpeg(plain)) == 2048 * 2048
+    assert decoding_work(jpeg(progressive)) == 2048 * 2048 * (read_jpeg_header(progressive).scans + 2) // 3
+    assert decoding_work(raw(bytes(30 * 40 * 3), (30, 40, 3))) == 30 * 40
+    with pytest.raises(InvalidImage):
+        decoding_work(jpeg(b"no picture"))
 
 
 def test_thousands_of_empty_segments_are_refused_quickly() -> None:

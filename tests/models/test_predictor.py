@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 
 from models.tiny import SIDE, random_images, random_states
+from sarm2_client import checks
+from sarm2_client.checks import MAX_STATE_MAGNITUDE
 from sarm2_client.errors import InvalidImage, InvalidInput, InvalidSequence, InvalidState
 from sarm2_models.predictor import Predictor, StepScore, check_state, step_score
 from sarm2_models.reward_model import RewardModel, ScoreBatch
@@ -180,3 +182,11 @@ def test_a_frozen_black_camera_scores_and_stays_finite(model: RewardModel) -> No
 
 def test_a_state_is_checked_and_made_float32() -> None:
     assert check_state([1, 2], 2).dtype == np.float32
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_a_state_may_be_as_large_as_on_the_wire_and_no_larger(sign: int) -> None:
+    check_state([0, sign * MAX_STATE_MAGNITUDE], 2)
+    for check in (lambda state: check_state(state, 2), checks.check_state):
+        with pytest.raises(InvalidState, match="up to 1e"):
+            check([0, sign * MAX_STATE_MAGNITUDE * (1 + 1e-9)])

@@ -90,6 +90,21 @@ def test_without_robots_a_background_batch_stays_small_so_that_the_next_robot_wa
     assert names(waiting.take()) == ["0", "1"]
 
 
+@pytest.mark.parametrize("cost", [7, 24, 100])
+def test_background_work_dearer_than_its_limit_still_runs_beside_robots(cost: int) -> None:
+    waiting = queue()
+    for item in ("first", "second"):
+        waiting.put(Entry(item, "batch", 0.0, cost, 1, 0.0))
+    batches = []
+    for _ in range(400):
+        put(waiting, "robot")
+        batches.append(names(waiting.take()))
+    assert all(batches)
+    assert sum(map(len, batches)) + len(waiting) == 402
+    assert [item for batch in batches for item in batch if item != "robot"] == ["first", "second"]
+    assert len(waiting) <= 2
+
+
 def test_a_full_queue_refuses_by_count_and_keeps_what_it_has() -> None:
     waiting = queue(max_items=2)
     put(waiting, "a")

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import io
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import pytest
+from PIL import Image as PillowImage
 
 import fakes
-from running_server import Serve, wait_until
+from running_server import RunningServer, Serve, wait_until
 from sarm2_client import wire
+from sarm2_client.images import decode_image
 from sarm2_models.encoder import ImageTextEncoder
 from sarm2_models.reward_model import RewardModel, ScoreBatch
 from sarm2_models.window import WindowBatch
@@ -45,6 +50,26 @@ def break_encoder(monkeypatch: pytest.MonkeyPatch, encoder: ImageTextEncoder, *,
         return rows
 
     monkeypatch.setattr(encoder, "encode_images", fragile_encode)
+
+
+@contextmanager
+def busy_device(server: RunningServer) -> Iterator[None]:
+    """Nothing is taken from the queues inside the `with` block."""
+    ready = threading.Event()
+    held = server.call(
+        lambda: server.service.loop.create_task(server.service.scorer._device.call(ready.wait))
+    )
+    wait_until(lambda: server.service.scorer._device.busy)
+    try:
+        yield
+    finally:
+        ready.set()
+        wait_until(held.done)
+
+
+def queued(server: RunningServer, frames: int) -> None:
+    """Wait until so many frames are in the queue."""
+    wait_until(lambda: server.metric("sarm2_queue_depth", queue="frames") == frames)
 
 
 @pytest.mark.parametrize("raises", [True, False], ids=["exception", "not finite"])
@@ -102,7 +127,7 @@ def test_probabilities_that_are_not_finite_are_a_failed_frame_and_no_score(
         assert robot.expect(wire.Error).code == "model_failed"
 
 
-def test_memory_that_runs_out_on_one_frame_is_an_overload_to_retry(
+def test_memory_that_runs_out_on_one_frame_leaves_it_out_and_the_episode_goes_on(
     serve: Serve, fragile: RewardModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class OutOfMemoryError(RuntimeError):
@@ -112,12 +137,18 @@ def test_memory_that_runs_out_on_one_frame_is_an_overload_to_retry(
         raise OutOfMemoryError
 
     server = serve(fragile)
-    monkeypatch.setattr(fragile.encoder, "encode_images", exhausted)
     with server.robot() as robot:
         robot.start("memory")
-        robot.send(fakes.frame(0))
-        error = robot.expect(wire.Error)
+        robot.score(fakes.frame(0))
+        with monkeypatch.context() as patch:
+            patch.setattr(fragile.encoder, "encode_images", exhausted)
+            robot.send(fakes.frame(1))
+            error = robot.expect(wire.Error)
         assert (error.code, error.retryable) == ("overloaded", True)
+        assert "leaves this frame out" in error.message
+        robot.send(fakes.frame(1))
+        assert robot.expect(wire.Error) == error
+        assert robot.score(fakes.frame(2)).filled == 1
 
 
 def test_a_full_queue_refuses_frames_and_accepts_again_when_it_has_room(
@@ -147,6 +178,67 @@ def test_pictures_are_decoded_by_a_pool_while_the_device_is_busy_with_the_same_r
                 robot.send(fakes.frame(seq))
             curves.append([robot.expect(wire.Score).progress for _ in range(14)])
     assert curves[0] == pytest.approx(curves[1], abs=1e-4)
+
+
+def test_a_robot_waits_for_one_frame_of_large_pictures_at_most(
+    serve: Serve, fragile: RewardModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = io.BytesIO()
+    PillowImage.new("RGB", (1536, 1536)).save(file, "JPEG", progressive=True)
+    large = wire.Image(enc="jpeg", data=file.getvalue())
+    decoded: list[str] = []
+
+    def observed(image: wire.Image, *, max_pixels: int) -> npt.NDArray[np.uint8]:
+        decoded.append("large" if image.data == large.data else "usual")
+        return decode_image(image, max_pixels=max_pixels)
+
+    monkeypatch.setattr("sarm2_service.scorer.decode_image", observed)
+    server = serve(fragile, cache_bytes=0)
+    with server.robot() as robot, server.robot() as other:
+        robot.start("large")
+        other.start("usual")
+        with busy_device(server):
+            for seq in range(4):
+                images = dict.fromkeys(fakes.CAMERAS, large)
+                robot.send(wire.Frame(seq=seq, t_ns=0, images=images, state=[0.0] * 4))
+            queued(server, 4)
+            other.send(fakes.frame(0))
+            robot.send(fakes.frame(4))  # small again, but behind the large ones
+            queued(server, 6)
+        other.expect(wire.Score)
+        assert [robot.expect(wire.Score).seq for _ in range(5)] == list(range(5))
+        assert decoded == ["usual"] * 3 + ["large"] * 12 + ["usual"] * 3
+        batches = server.metric("sarm2_batch_size_count", queue="frames")
+        assert batches == 6
+        robot.send(fakes.frame(5))
+        assert robot.expect(wire.Score).seq == 5
+
+
+def test_a_long_deadline_holds_up_no_frame_that_comes_after_its_answer(
+    serve: Serve, fragile: RewardModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoded: list[bytes] = []
+
+    def observed(image: wire.Image, *, max_pixels: int) -> npt.NDArray[np.uint8]:
+        decoded.append(image.data)
+        return decode_image(image, max_pixels=max_pixels)
+
+    monkeypatch.setattr("sarm2_service.scorer.decode_image", observed)
+    server = serve(fragile, cache_bytes=0)
+    with server.robot() as robot, server.robot() as other:
+        robot.start("patient")
+        other.start("other")
+        robot.score(fakes.frame(0, deadline_ms=600_000))
+        first, second = fakes.frame(1), fakes.frame(0, seed=1)
+        with busy_device(server):
+            robot.send(first)
+            queued(server, 1)
+            other.send(second)
+            queued(server, 2)
+        robot.expect(wire.Score)
+        other.expect(wire.Score)
+    expected = [image.data for frame in (first, second) for image in frame.images.values()]
+    assert decoded[3:] == expected
 
 
 def test_robots_are_answered_in_time_while_a_trainer_relabels(serve: Serve, fragile: RewardModel) -> None:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import itertools
 import json
 import socket
+import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from typing import Any
 
@@ -17,9 +19,9 @@ import pytest
 from websockets.exceptions import InvalidStatus
 
 import fakes
-from running_server import RunningServer, Serve, wait_until
+from running_server import WAIT_S, RunningServer, Serve, wait_until
 from sarm2_client import wire
-from sarm2_client.codec import decode_episode_response, encode
+from sarm2_client.codec import decode_episode_request, decode_episode_response, encode
 from sarm2_service import protocols
 
 MSGPACK = {"content-type": "application/msgpack"}
@@ -273,6 +275,53 @@ def test_ten_thousand_headers_are_refused(server: RunningServer) -> None:
             assert connection.recv(100).startswith(b"HTTP/1.1 4")
         except ConnectionError:
             pass  # refused before all was sent
+
+
+def test_robots_are_answered_while_a_long_body_is_read(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    begun, go_on = threading.Event(), threading.Event()
+
+    def slow(*arguments: Any, **options: Any) -> wire.EpisodeRequest:
+        begun.set()
+        assert go_on.wait(WAIT_S)
+        return decode_episode_request(*arguments, **options)
+
+    monkeypatch.setattr("sarm2_service.episodes.decode_episode_request", slow)
+    server = serve()
+    with server.http() as http, server.robot() as robot, ThreadPoolExecutor() as pool:
+        robot.start("beside")
+        posted = pool.submit(post, http, episode(2))
+        assert begun.wait(WAIT_S)
+        robot.score(fakes.frame(0))
+        go_on.set()
+        assert posted.result().status_code == 200
+
+
+def test_a_caller_who_leaves_frees_the_slot_before_the_episode_is_through(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = serve(max_uploads=1, max_in_flight=4)
+    begun, go_on = threading.Event(), threading.Event()
+    encode_images = server.model.encoder.encode_images
+
+    def held(images: Any) -> Any:
+        begun.set()
+        assert go_on.wait(WAIT_S)
+        return encode_images(images)
+
+    monkeypatch.setattr(server.model.encoder, "encode_images", held)
+    body = encode(episode(40))
+    head = (
+        f"POST /v1/episodes:score HTTP/1.1\r\nHost: localhost\r\nContent-Type: {MSGPACK['content-type']}\r\n"
+    )
+    with socket.create_connection(("127.0.0.1", server.port)) as leaving:
+        leaving.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
+        assert begun.wait(WAIT_S)
+    go_on.set()
+    wait_until(lambda: not server.service.uploads.locked())
+    assert 0 < server.metric("sarm2_scored_steps_total") < 40
+    assert server.metric("sarm2_errors_total", code="internal") == 0
+    with server.http() as http:
+        assert post(http, episode(1)).status_code == 200
 
 
 def test_more_whole_episodes_at_once_than_allowed_are_refused(serve: Serve) -> None:

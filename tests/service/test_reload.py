@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -28,9 +29,9 @@ def server(serve: Serve, bundle: Path) -> RunningServer:
     return serve(load_bundle(bundle), bundle=bundle, allow_reload=True)
 
 
-def other_heads(model: RewardModel, seed: int = 9) -> RewardModel:
+def other_heads(model: RewardModel, seed: int = 9, instructions: Sequence[str] = fakes.TASKS) -> RewardModel:
     statistics = Statistics(state_mean=(0.0,) * fakes.STATE_DIM, state_std=(1.0,) * fakes.STATE_DIM)
-    return RewardModel.build(model.config, model.encoder, statistics, instructions=fakes.TASKS, seed=seed)
+    return RewardModel.build(model.config, model.encoder, statistics, instructions=instructions, seed=seed)
 
 
 def test_an_open_episode_goes_on_with_the_new_model(
@@ -46,7 +47,7 @@ def test_an_open_episode_goes_on_with_the_new_model(
     assert said["models"][0]["model"]["version"] == "2"
     assert {score.model_version for score in before} == {"1"}
     assert {score.model_version for score in after} == {"2"}
-    assert summary.scored == 8
+    assert (summary.scored, summary.model_version) == (8, "2")
     predictor = Predictor(other_heads(model))
     predictor.reset(fakes.TASKS[0], fakes.FPS)
     steps = []
@@ -55,6 +56,25 @@ def test_an_open_episode_goes_on_with_the_new_model(
         pictures = {camera: decode_image(image, max_pixels=10**6) for camera, image in frame.images.items()}
         steps.append(predictor.step(pictures, np.asarray(frame.state, np.float32)).progress)
     np.testing.assert_allclose([score.progress for score in after], steps[4:], atol=1e-4)
+
+
+def test_a_task_that_the_new_model_learned_is_known_in_open_episodes_and_counted_by_its_name(
+    server: RunningServer, model: RewardModel, bundle: Path
+) -> None:
+    task = "Juggle three eggs"
+    with server.robot() as robot, server.robot() as later, RewardClient(port=server.port) as client:
+        robot.start("learned", task=task)
+        assert not robot.score(fakes.frame(0)).task_known
+        save_bundle(bundle, other_heads(model, instructions=(*fakes.TASKS, task)), version="2")
+        client.reload()
+        assert robot.score(fakes.frame(1)).task_known
+        assert robot.end(1).task_known
+        assert later.start("later", task=task.upper()).task_known
+        later.score(fakes.frame(0))
+        later.end(0)
+    assert server.metric("sarm2_progress_count", task=task) == 1
+    assert server.metric("sarm2_progress_count", task="unknown") == 2
+    assert server.metric("sarm2_final_progress_count", task=task) == 1
 
 
 def test_a_damaged_bundle_is_refused_and_the_old_model_serves_on(server: RunningServer, bundle: Path) -> None:
