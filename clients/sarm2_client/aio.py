@@ -28,15 +28,11 @@ from sarm2_client.codec import decode_embed_response, decode_episode_response, e
 from sarm2_client.connection import Address, Connection, open_connection
 from sarm2_client.errors import (
     BY_CODE,
+    BY_STATUS,
     ConnectionLost,
-    Draining,
     InvalidInput,
     InvalidMessage,
-    NotAllowed,
-    NotFound,
-    Overloaded,
     Sarm2Error,
-    TooLarge,
     WaitTimeout,
 )
 from sarm2_client.images import Picture, prepare_image
@@ -47,17 +43,6 @@ from sarm2_client.timeouts import Backoff, Timeouts, bounded
 
 DEFAULT_PORT = 8765
 MEDIA_TYPE = "application/msgpack"
-
-_STATUS_ERRORS: dict[int, type[Sarm2Error]] = {
-    401: NotAllowed,
-    403: NotAllowed,
-    404: NotFound,
-    413: TooLarge,
-    429: Overloaded,
-    502: ConnectionLost,
-    503: Draining,
-    504: WaitTimeout,
-}
 
 
 class AsyncRewardClient:
@@ -327,9 +312,7 @@ def _episode_frame(frame: Mapping[str, Any], model: wire.ModelInfo, size: int) -
 
 def _http_error(response: httpx2.Response) -> Sarm2Error:
     """The error of an answer that is no 200: the service's own words where there are some."""
-    fallback = _STATUS_ERRORS.get(
-        response.status_code, InvalidInput if response.status_code < 500 else Sarm2Error
-    )
+    fallback = BY_STATUS.get(response.status_code, InvalidInput if response.status_code < 500 else Sarm2Error)
     try:
         said = msgspec.json.decode(response.content)
         said = said.get("error", said)

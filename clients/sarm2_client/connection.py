@@ -14,12 +14,10 @@ from websockets.typing import Subprotocol
 from sarm2_client import wire
 from sarm2_client.codec import decode_server_message, encode, error_from
 from sarm2_client.errors import (
+    BY_STATUS,
     ConnectionLost,
-    Draining,
     InvalidMessage,
     NotAllowed,
-    NotFound,
-    Overloaded,
     Sarm2Error,
     TooLarge,
     WaitTimeout,
@@ -38,15 +36,6 @@ _CLOSE_ERRORS: Final[dict[int, type[Sarm2Error]]] = {
     1007: InvalidMessage,
     1008: NotAllowed,
     1009: TooLarge,
-}
-_STATUS_ERRORS: Final[dict[int, type[Sarm2Error]]] = {
-    401: NotAllowed,
-    403: NotAllowed,
-    404: NotFound,
-    429: Overloaded,
-    502: ConnectionLost,
-    503: Draining,
-    504: WaitTimeout,
 }
 
 
@@ -172,7 +161,7 @@ async def _connect(address: Address, timeouts: Timeouts) -> ClientConnection:
         return await opening
     except InvalidStatus as error:
         status = error.response.status_code
-        kind = _STATUS_ERRORS.get(status, ConnectionLost)
+        kind = BY_STATUS.get(status, ConnectionLost)
         raise kind(f"{address.stream_url} refused the connection with status {status}") from error
     except (TimeoutError, asyncio.TimeoutError) as error:  # noqa: UP041 - two classes before Python 3.11
         raise WaitTimeout(
