@@ -77,16 +77,18 @@ class Connection:
     """An open websocket whose `hello` has been read. Made by `open_connection`.
 
     Attributes:
+        address: where it leads.
         hello: what the service said of itself.
-        reused: whether an earlier episode ran on it, so that it may have gone stale since.
         last_sent: monotonic seconds of the latest message sent.
     """
 
-    def __init__(self, socket: ClientConnection, hello: wire.Hello, timeouts: Timeouts) -> None:
+    def __init__(
+        self, socket: ClientConnection, address: Address, hello: wire.Hello, timeouts: Timeouts
+    ) -> None:
         self._socket = socket
         self._timeouts = timeouts
+        self.address = address
         self.hello = hello
-        self.reused = False
         self.last_sent = time.monotonic()
 
     @property
@@ -141,7 +143,7 @@ async def open_connection(address: Address, timeouts: Timeouts) -> Connection:
     except BaseException:
         socket.transport.abort()
         raise
-    return Connection(socket, hello, timeouts)
+    return Connection(socket, address, hello, timeouts)
 
 
 async def _connect(address: Address, timeouts: Timeouts) -> ClientConnection:

@@ -22,7 +22,7 @@ import numpy.typing as npt
 from sarm2_client import wire
 from sarm2_client.answers import Answers
 from sarm2_client.codec import error_from
-from sarm2_client.connection import Connection
+from sarm2_client.connection import Address, Connection
 from sarm2_client.errors import (
     ConnectionLost,
     InvalidMessage,
@@ -34,6 +34,7 @@ from sarm2_client.images import Picture
 from sarm2_client.opener import Opener
 from sarm2_client.options import EpisodeOptions
 from sarm2_client.outbox import Outbox, PendingFrame, ResendBuffer, own_images, own_state
+from sarm2_client.replicas import Replicas
 from sarm2_client.timeouts import bounded
 
 _log = logging.getLogger("sarm2_client")
@@ -52,14 +53,16 @@ class AsyncEpisode:
     def __init__(
         self,
         start: wire.Start,
-        connect: Callable[[bool], Awaitable[Connection]],
+        replicas: Replicas,
+        idle: Callable[[], Connection | None],
+        connect: Callable[[Address], Awaitable[Connection]],
         release: Callable[[Connection], Awaitable[None]],
         options: EpisodeOptions,
     ) -> None:
         self.start = start
         self.failure: Sarm2Error | None = None
         self.summary: wire.Summary | None = None
-        self._opener = Opener(start, connect, options)
+        self._opener = Opener(start, replicas, idle, connect, options)
         self._release = release
         self._options = options
         self._timeouts = options.timeouts

@@ -57,6 +57,16 @@ def test_an_open_episode_goes_on_with_the_new_model(
     np.testing.assert_allclose([score.progress for score in after], steps[4:], atol=1e-4)
 
 
+def test_a_client_that_had_the_model_reloaded_asks_for_its_metadata_again(
+    server: RunningServer, model: RewardModel, bundle: Path
+) -> None:
+    with RewardClient(port=server.port) as client:
+        assert client.get_server_metadata()["model"]["version"] == "1"
+        save_bundle(bundle, other_heads(model), version="2")
+        client.reload()
+        assert client.get_server_metadata()["model"]["version"] == "2"
+
+
 def test_a_damaged_bundle_is_refused_and_the_old_model_serves_on(server: RunningServer, bundle: Path) -> None:
     (bundle / "heads.safetensors").write_bytes(b"damaged")
     with server.robot() as robot, RewardClient(port=server.port) as client:
