@@ -21,7 +21,7 @@ from sarm2_client.timeouts import bounded
 _log = logging.getLogger("sarm2_client")
 
 MAX_FRUITLESS: Final = 6
-"""Resumes in a row that may bring no answer: a frame that breaks the server must not do so for ever."""
+"""Resumes in a row that may bring no new answer: a frame that breaks the server must not do so for ever."""
 
 
 class Opener:
@@ -35,7 +35,7 @@ class Opener:
     Attributes:
         hello: what the service said on the latest connection.
         resumes: how often a lost connection was replaced.
-        fruitless: resumes since the last answer; set it to 0 when one comes.
+        fruitless: resumes since the last answer that was new.
     """
 
     def __init__(
@@ -71,6 +71,10 @@ class Opener:
                 pass
         return await self._replicas.ask(lambda address: self._begin_at(address, self._start))
 
+    def bore_fruit(self) -> None:
+        """A new answer came. One to a frame that was sent again tells nothing of the frame that broke it."""
+        self.fruitless = 0
+
     async def reopen(self, lost: Sarm2Error, resume_from: int) -> tuple[Connection, wire.Started]:
         """The episode on a new connection, tried again and again with growing pauses.
 
@@ -79,7 +83,7 @@ class Opener:
         _log.warning("episode %s: %s; resuming", self._start.session_id, lost.message)
         if self.fruitless > MAX_FRUITLESS:
             raise ConnectionLost(
-                f"the connection broke {self.fruitless} times without an answer between ({lost.message})"
+                f"the connection broke {self.fruitless} times without a new answer between ({lost.message})"
             ) from lost
         self._replicas.leave(self._address)
         start = structs.replace(self._start, resume_from=resume_from)

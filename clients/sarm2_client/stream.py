@@ -69,11 +69,11 @@ class AsyncEpisode:
         self._outbox = Outbox(options.queue_frames, options.queue_bytes)
         self._resend = ResendBuffer(options.resend_frames, options.resend_bytes)
         self._taken: PendingFrame | None = None  # out of the outbox, not yet in the resend buffer
-        self._answers = Answers(self._on_settled)
+        self._changed = asyncio.Event()
+        self._answers = Answers(self._changed.set, self._opener.bore_fruit)
         self._last_pushed = -1
         self._last_sent: int | None = None
         self._ending = False
-        self._changed = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
 
@@ -386,10 +386,6 @@ class AsyncEpisode:
         if error.retryable or type(error) is Sarm2Error:
             raise ConnectionLost(f"the server gave up: {error.message}") from error
         raise error
-
-    def _on_settled(self) -> None:
-        self._opener.fruitless = 0
-        self._changed.set()
 
 
 async def _keep_alive(connection: Connection) -> None:

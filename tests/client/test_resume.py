@@ -233,14 +233,18 @@ def test_after_the_resume_budget_every_call_raises_connection_lost() -> None:
     client.close()
 
 
-def test_a_frame_that_breaks_the_server_every_time_does_not_loop_for_ever() -> None:
-    script = Script(close_after=dict.fromkeys(range(1, 100), 1006), forget_on_close=True)
+@pytest.mark.parametrize("before", [0, 2])
+def test_a_frame_that_breaks_the_server_every_time_does_not_loop_for_ever(before: int) -> None:
+    """The frames `before` it are sent and answered again each time."""
+    count = before + 1
+    script = Script(close_after=dict.fromkeys(range(count, 100, count), 1006), forget_on_close=True)
     with Peer(script) as peer, client_of(peer) as client:
         with (
-            pytest.raises(ConnectionLost, match="without an answer"),
+            pytest.raises(ConnectionLost, match="without a new answer"),
             client.episode(TASK, fps=10, cameras=CAMERAS) as episode,
         ):
-            push_all(episode, 1)
+            push_all(episode, count)
+        assert len(episode.scores) == before
         assert peer.connections == MAX_FRUITLESS + 2
 
 
