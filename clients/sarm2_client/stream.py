@@ -74,6 +74,7 @@ class AsyncEpisode:
         self._last_pushed = -1
         self._last_sent: int | None = None
         self._ending = False
+        self._connection: Connection | None = None  # the latest one
         self._task: asyncio.Task[None] | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
 
@@ -119,6 +120,7 @@ class AsyncEpisode:
     async def __aenter__(self) -> AsyncEpisode:
         self._loop = asyncio.get_running_loop()
         connection, started = await self._opener.open()
+        self._connection = connection
         self._task = asyncio.create_task(self._run(connection, started))
         return self
 
@@ -140,7 +142,8 @@ class AsyncEpisode:
         self._ending = True
         self._changed.set()
         try:
-            await bounded(asyncio.shield(self._task), self._timeouts.summary, "summary")
+            if not self._task.done():
+                await bounded(asyncio.wait({self._task}), self._timeouts.summary, "summary")
         except WaitTimeout as error:
             self.failure = self.failure or error
         finally:
@@ -150,13 +153,17 @@ class AsyncEpisode:
         return self.summary
 
     async def abort(self) -> None:
-        """Leave without a summary: unsent frames are forgotten, the connection is dropped."""
+        """Leave without a summary: unsent frames are forgotten, the connection is dropped.
+
+        `close`, and with it the end of a `with` block, then raises ConnectionLost.
+        """
         self._ending = True
         self._outbox.clear()
         if self._task is not None and not self._task.done():
             self._task.cancel()
-        if self._task is not None:
             await asyncio.wait({self._task}, timeout=self._timeouts.close * 3)
+        if self._connection is not None and self.summary is None:
+            self._connection.abort()  # a task that is cancelled before its first step does not
 
     def _why(self) -> Sarm2Error:
         error = self.failure or ConnectionLost("the episode was left before its summary came")
@@ -261,6 +268,7 @@ class AsyncEpisode:
                 except ConnectionLost as lost:
                     connection.abort()
                     connection, started = await self._opener.reopen(lost, self._first_unsettled())
+                    self._connection = connection
         except Sarm2Error as error:
             self.failure = error
         except asyncio.CancelledError:

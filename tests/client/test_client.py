@@ -271,6 +271,42 @@ def test_leaving_an_episode_by_an_exception_keeps_the_exception_and_asks_for_no_
         assert episode.summary is None
 
 
+def test_an_exception_at_once_drops_the_connection_too() -> None:
+    async def run(peer: Peer) -> None:
+        async with AsyncRewardClient(port=peer.port, timeouts=QUICK) as client:
+            with pytest.raises(KeyError):
+                async with client.episode(TASK, fps=10, cameras=CAMERAS):
+                    raise KeyError("the robot's own fault")
+            deadline = time.monotonic() + 2
+            while peer.open:
+                assert time.monotonic() < deadline, "the connection was left open"
+                await asyncio.sleep(0.01)
+
+    with Peer() as peer:
+        asyncio.run(run(peer))
+
+
+def test_the_block_of_an_aborted_episode_ends_with_connection_lost() -> None:
+    with Peer() as peer, RewardClient(port=peer.port, timeouts=QUICK) as client:
+        with (
+            pytest.raises(ConnectionLost, match="before its summary"),
+            client.episode(TASK, fps=10, cameras=CAMERAS) as episode,
+        ):
+            episode.abort()
+        assert episode.summary is None
+
+
+def test_the_asynchronous_block_of_an_aborted_episode_ends_with_connection_lost() -> None:
+    async def run(port: int) -> None:
+        async with AsyncRewardClient(port=port, timeouts=QUICK) as client:
+            with pytest.raises(ConnectionLost, match="before its summary"):
+                async with client.episode(TASK, fps=10, cameras=CAMERAS) as episode:
+                    await episode.abort()
+
+    with Peer() as peer:
+        asyncio.run(run(peer.port))
+
+
 def test_an_episode_of_no_frames_has_a_summary() -> None:
     with Peer() as peer, RewardClient(port=peer.port, timeouts=QUICK) as client:
         with client.episode(TASK, fps=10, cameras=CAMERAS) as episode:
@@ -436,6 +472,8 @@ def test_closing_the_client_under_an_open_episode_ends_that_with_connection_lost
         client.close()
         with pytest.raises(ConnectionLost):
             episode.push(pictures(), STATE)
+        with pytest.raises(ConnectionLost):
+            episode.close()
 
 
 def test_a_script_that_forgets_to_close_still_ends_quietly() -> None:
