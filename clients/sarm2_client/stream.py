@@ -224,10 +224,13 @@ class AsyncEpisode:
             seq: number of the frame, above the last; the next one by default. Gaps are allowed.
             t_ns: any clock, echoed in the score; now by default.
             deadline_ms: realtime only: after this time the service drops the frame instead of scoring it.
+
+        Raises InvalidInput, WaitTimeout where there was no room (the same frame may be pushed again), or
+        `failure`.
         """
-        frame = self.make_frame(images, state, seq, t_ns, deadline_ms)
-        if self.start.qos == "batch":
+        if self.start.qos == "batch":  # first: a frame that waits in vain must not use its seq up
             await bounded(self._room(), self._timeouts.queue, "queue")
+        frame = self.make_frame(images, state, seq, t_ns, deadline_ms)
         self.offer(frame)
         return frame.seq
 

@@ -7,10 +7,12 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
+from msgspec import structs
 
 from client.peer import CAMERAS, LIMITS, SIZE, Peer, Script, score_of
 from sarm2_client import wire
@@ -236,6 +238,26 @@ def test_a_batch_episode_waits_for_room_and_loses_nothing() -> None:
                 episode.push(pictures(value), STATE)
         assert [score.seq for score in episode.scores] == list(range(60))
         assert episode.dropped_unsent == 0
+
+
+def test_a_frame_that_found_no_room_may_be_pushed_again_under_its_number() -> None:
+    going = threading.Event()
+
+    def answer(frame: wire.Frame, previous: float | None) -> list[wire.ServerMessage]:
+        going.wait(10)
+        return [score_of(frame, previous)]
+
+    script = Script(limits=structs.replace(LIMITS, max_in_flight=1), answer=answer)
+    waits, options = replace(QUICK, queue=0.2, score=10), EpisodeOptions(queue_frames=1)
+    with Peer(script) as peer, RewardClient(port=peer.port, timeouts=waits, options=options) as client:
+        with client.episode(TASK, fps=10, cameras=CAMERAS, qos="batch") as episode:
+            episode.push(pictures(), STATE, seq=0)
+            episode.push(pictures(), STATE, seq=3)
+            with pytest.raises(WaitTimeout, match="queue"):
+                episode.push(pictures(), STATE, seq=5)
+            going.set()
+            episode.push(pictures(), STATE, seq=5)
+        assert [score.seq for score in episode.scores] == [0, 3, 5]
 
 
 def test_never_more_frames_are_in_flight_than_the_server_allows() -> None:
