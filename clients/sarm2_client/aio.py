@@ -11,7 +11,6 @@ Several episodes may be open at once, each on a connection of its own; one after
 from __future__ import annotations
 
 import asyncio
-import itertools
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -28,36 +27,22 @@ from sarm2_client.codec import decode_embed_response, decode_episode_response, e
 from sarm2_client.connection import Address, Connection, open_connection
 from sarm2_client.errors import (
     BY_CODE,
+    BY_STATUS,
     ConnectionLost,
-    Draining,
     InvalidInput,
     InvalidMessage,
-    NotAllowed,
-    NotFound,
-    Overloaded,
     Sarm2Error,
-    TooLarge,
     WaitTimeout,
 )
 from sarm2_client.images import Picture, prepare_image
 from sarm2_client.options import EpisodeOptions
 from sarm2_client.outbox import own_images, own_state
+from sarm2_client.replicas import Replicas
 from sarm2_client.stream import AsyncEpisode
 from sarm2_client.timeouts import Backoff, Timeouts, bounded
 
 DEFAULT_PORT = 8765
 MEDIA_TYPE = "application/msgpack"
-
-_STATUS_ERRORS: dict[int, type[Sarm2Error]] = {
-    401: NotAllowed,
-    403: NotAllowed,
-    404: NotFound,
-    413: TooLarge,
-    429: Overloaded,
-    502: ConnectionLost,
-    503: Draining,
-    504: WaitTimeout,
-}
 
 
 class AsyncRewardClient:
@@ -72,7 +57,8 @@ class AsyncRewardClient:
         image_size: side in pixels to which pictures are resized; None takes what the service says.
         api_key: sent as a bearer token.
         tls: whether to encrypt.
-        replicas: further services as (host, port), which a lost episode is resumed on in turn.
+        replicas: further services as (host, port): where the one in use is lost, draining or too slow, the
+            next one is turned to, for a lost episode, a new one and every call but `reload`.
         backoff: pauses between attempts to resume.
         options: sizes of the buffers; timeouts, backoff and image size come from the arguments above.
     """
@@ -90,7 +76,9 @@ class AsyncRewardClient:
         backoff: Backoff | None = None,
         options: EpisodeOptions | None = None,
     ) -> None:
-        self._addresses = [_address(host, port, tls, api_key) for host, port in [(host, port), *replicas]]
+        self._replicas = Replicas(
+            [_address(host, port, tls, api_key) for host, port in [(host, port), *replicas]]
+        )
         if image_size is not None and not 1 <= image_size <= 4096:
             raise InvalidInput(f"expected image_size from 1 to 4096, got {image_size}", field="image_size")
         self.timeouts = timeouts or Timeouts()
@@ -100,8 +88,6 @@ class AsyncRewardClient:
             backoff=backoff or Backoff(),
             image_size=image_size,
         )
-        self._turn = itertools.count()
-        self._current = self._addresses[0]
         self._idle: Connection | None = None
         self._hello: wire.Hello | None = None
         self._http: httpx2.AsyncClient | None = None
@@ -161,25 +147,23 @@ class AsyncRewardClient:
             gamma=gamma,
             source=source,
         )
-        return AsyncEpisode(start, self._take_connection, self._return_connection, self._options)
+        return AsyncEpisode(
+            start, self._replicas, self._take_idle, self._connect, self._return_connection, self._options
+        )
 
     async def hello(self) -> wire.Hello:
         """What the service said of itself: model, preprocessing, limits."""
         if self._hello is None:
-            await self._return_connection(await self._take_connection(True))
+            await self._return_connection(await self._replicas.ask(self._connect))
         assert self._hello is not None
         return self._hello
 
-    async def _take_connection(self, reuse: bool) -> Connection:
+    def _take_idle(self) -> Connection | None:
         idle, self._idle = self._idle, None
-        if idle is not None:
-            if reuse and idle.usable:
-                idle.reused = True
-                return idle
-            await idle.close()
-        if not reuse or self._hello is None:
-            self._current = self._addresses[next(self._turn) % len(self._addresses)]
-        connection = await open_connection(self._current, self.timeouts)
+        return idle if idle is not None and idle.usable else None
+
+    async def _connect(self, address: Address) -> Connection:
+        connection = await open_connection(address, self.timeouts)
         self._hello = connection.hello
         return connection
 
@@ -270,15 +254,23 @@ class AsyncRewardClient:
 
         Raises NotAllowed where the service does not allow it, Conflict for a bundle that does not fit.
         """
-        data = await self._request("POST", "/v1/model:reload", None, accept="application/json")
+        data = await self._request_at(
+            self._replicas.current, "POST", "/v1/model:reload", None, "application/json"
+        )
         self._hello = None
         return msgspec.json.decode(data)
 
     async def _request(self, method: str, path: str, body: bytes | None, accept: str = MEDIA_TYPE) -> bytes:
-        headers = {"Accept": accept, "Accept-Encoding": "identity", **self._current.headers}
+        """For what does no harm when a second service is asked too, after a first that may have done it."""
+        return await self._replicas.ask(lambda address: self._request_at(address, method, path, body, accept))
+
+    async def _request_at(
+        self, address: Address, method: str, path: str, body: bytes | None, accept: str
+    ) -> bytes:
+        headers = {"Accept": accept, "Accept-Encoding": "identity", **address.headers}
         if body is not None:
             headers["Content-Type"] = MEDIA_TYPE
-        url = self._current.http_url + path
+        url = address.http_url + path
         try:
             response = await bounded(
                 self._http_client().request(method, url, content=body, headers=headers),
@@ -327,9 +319,7 @@ def _episode_frame(frame: Mapping[str, Any], model: wire.ModelInfo, size: int) -
 
 def _http_error(response: httpx2.Response) -> Sarm2Error:
     """The error of an answer that is no 200: the service's own words where there are some."""
-    fallback = _STATUS_ERRORS.get(
-        response.status_code, InvalidInput if response.status_code < 500 else Sarm2Error
-    )
+    fallback = BY_STATUS.get(response.status_code, InvalidInput if response.status_code < 500 else Sarm2Error)
     try:
         said = msgspec.json.decode(response.content)
         said = said.get("error", said)

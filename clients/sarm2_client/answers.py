@@ -23,6 +23,7 @@ class Answers:
 
     Args:
         on_settled: called after each frame that settles.
+        on_new: called at the first answer to a frame, not where it is sent and answered again.
 
     Attributes:
         scores: in the order of arrival.
@@ -33,7 +34,7 @@ class Answers:
         in_flight: those of them sent on this connection -> monotonic seconds of the sending.
     """
 
-    def __init__(self, on_settled: Callable[[], None]) -> None:
+    def __init__(self, on_settled: Callable[[], None], on_new: Callable[[], None]) -> None:
         self.scores: list[wire.Score] = []
         self.latest: wire.Score | None = None
         self.errors: list[Sarm2Error] = []
@@ -41,6 +42,7 @@ class Answers:
         self.unsettled: set[int] = set()
         self.in_flight: dict[int, float] = {}
         self._on_settled = on_settled
+        self._on_new = on_new
         self._counted: set[int] = set()
         self._waiters: dict[int, asyncio.Future[wire.Score]] = {}
 
@@ -107,9 +109,11 @@ class Answers:
 
     def _counts(self, seq: int) -> bool:
         """Whether this is the first answer to a frame."""
-        first = seq not in self._counted
+        if seq in self._counted:
+            return False
         self._counted.add(seq)
-        return first
+        self._on_new()
+        return True
 
     def _settle(self, seq: int, outcome: wire.Score | Sarm2Error) -> None:
         self.unsettled.discard(seq)

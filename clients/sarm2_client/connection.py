@@ -14,12 +14,10 @@ from websockets.typing import Subprotocol
 from sarm2_client import wire
 from sarm2_client.codec import decode_server_message, encode, error_from
 from sarm2_client.errors import (
+    BY_STATUS,
     ConnectionLost,
-    Draining,
     InvalidMessage,
     NotAllowed,
-    NotFound,
-    Overloaded,
     Sarm2Error,
     TooLarge,
     WaitTimeout,
@@ -38,15 +36,6 @@ _CLOSE_ERRORS: Final[dict[int, type[Sarm2Error]]] = {
     1007: InvalidMessage,
     1008: NotAllowed,
     1009: TooLarge,
-}
-_STATUS_ERRORS: Final[dict[int, type[Sarm2Error]]] = {
-    401: NotAllowed,
-    403: NotAllowed,
-    404: NotFound,
-    429: Overloaded,
-    502: ConnectionLost,
-    503: Draining,
-    504: WaitTimeout,
 }
 
 
@@ -88,16 +77,18 @@ class Connection:
     """An open websocket whose `hello` has been read. Made by `open_connection`.
 
     Attributes:
+        address: where it leads.
         hello: what the service said of itself.
-        reused: whether an earlier episode ran on it, so that it may have gone stale since.
         last_sent: monotonic seconds of the latest message sent.
     """
 
-    def __init__(self, socket: ClientConnection, hello: wire.Hello, timeouts: Timeouts) -> None:
+    def __init__(
+        self, socket: ClientConnection, address: Address, hello: wire.Hello, timeouts: Timeouts
+    ) -> None:
         self._socket = socket
         self._timeouts = timeouts
+        self.address = address
         self.hello = hello
-        self.reused = False
         self.last_sent = time.monotonic()
 
     @property
@@ -152,7 +143,7 @@ async def open_connection(address: Address, timeouts: Timeouts) -> Connection:
     except BaseException:
         socket.transport.abort()
         raise
-    return Connection(socket, hello, timeouts)
+    return Connection(socket, address, hello, timeouts)
 
 
 async def _connect(address: Address, timeouts: Timeouts) -> ClientConnection:
@@ -172,7 +163,7 @@ async def _connect(address: Address, timeouts: Timeouts) -> ClientConnection:
         return await opening
     except InvalidStatus as error:
         status = error.response.status_code
-        kind = _STATUS_ERRORS.get(status, ConnectionLost)
+        kind = BY_STATUS.get(status, ConnectionLost)
         raise kind(f"{address.stream_url} refused the connection with status {status}") from error
     except (TimeoutError, asyncio.TimeoutError) as error:  # noqa: UP041 - two classes before Python 3.11
         raise WaitTimeout(

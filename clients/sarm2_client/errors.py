@@ -11,11 +11,11 @@
     ├── NotAllowed          origin or key refused                                           (403)
     ├── NotFound            no such model, episode or camera                                (404)
     ├── Conflict            the session is in use by another connection                     (409)
-    ├── Overloaded          a queue is full; try again after `retry_after_s`                (429)
+    ├── Overloaded          a queue is full; try again a little later                       (429)
     ├── Draining            the server is going away; resume elsewhere                      (503)
     ├── ModelFailed         the model raised on this input                                  (500)
     ├── ConnectionLost      the transport broke (raised by clients only)
-    └── WaitTimeout         a named wait ran out (raised by clients only)                    (504)
+    └── WaitTimeout         a named wait ran out, here or at the server                     (504)
 
 Each has a stable `code`, an HTTP status and a websocket close code. Texts give what was expected, what
 was got, and what to do.
@@ -176,3 +176,15 @@ def _tree(root: type[Sarm2Error]) -> list[type[Sarm2Error]]:
 
 BY_CODE: dict[str, type[Sarm2Error]] = {error.code: error for error in _tree(Sarm2Error)}
 """The error class of a code, to raise on the client what the server reported."""
+
+BY_STATUS: dict[int, type[Sarm2Error]] = {
+    401: NotAllowed,
+    403: NotAllowed,
+    404: NotFound,
+    413: TooLarge,
+    429: Overloaded,
+    502: ConnectionLost,
+    503: Draining,
+    504: WaitTimeout,
+}
+"""The error class of an HTTP status that comes without a code, as from a proxy."""

@@ -22,7 +22,7 @@ import numpy.typing as npt
 from sarm2_client import wire
 from sarm2_client.answers import Answers
 from sarm2_client.codec import error_from
-from sarm2_client.connection import Connection
+from sarm2_client.connection import Address, Connection
 from sarm2_client.errors import (
     ConnectionLost,
     InvalidMessage,
@@ -34,6 +34,7 @@ from sarm2_client.images import Picture
 from sarm2_client.opener import Opener
 from sarm2_client.options import EpisodeOptions
 from sarm2_client.outbox import Outbox, PendingFrame, ResendBuffer, own_images, own_state
+from sarm2_client.replicas import Replicas
 from sarm2_client.timeouts import bounded
 
 _log = logging.getLogger("sarm2_client")
@@ -52,25 +53,28 @@ class AsyncEpisode:
     def __init__(
         self,
         start: wire.Start,
-        connect: Callable[[bool], Awaitable[Connection]],
+        replicas: Replicas,
+        idle: Callable[[], Connection | None],
+        connect: Callable[[Address], Awaitable[Connection]],
         release: Callable[[Connection], Awaitable[None]],
         options: EpisodeOptions,
     ) -> None:
         self.start = start
         self.failure: Sarm2Error | None = None
         self.summary: wire.Summary | None = None
-        self._opener = Opener(start, connect, options)
+        self._opener = Opener(start, replicas, idle, connect, options)
         self._release = release
         self._options = options
         self._timeouts = options.timeouts
         self._outbox = Outbox(options.queue_frames, options.queue_bytes)
         self._resend = ResendBuffer(options.resend_frames, options.resend_bytes)
         self._taken: PendingFrame | None = None  # out of the outbox, not yet in the resend buffer
-        self._answers = Answers(self._on_settled)
+        self._changed = asyncio.Event()
+        self._answers = Answers(self._changed.set, self._opener.bore_fruit)
         self._last_pushed = -1
         self._last_sent: int | None = None
         self._ending = False
-        self._changed = asyncio.Event()
+        self._connection: Connection | None = None  # the latest one
         self._task: asyncio.Task[None] | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
 
@@ -116,6 +120,7 @@ class AsyncEpisode:
     async def __aenter__(self) -> AsyncEpisode:
         self._loop = asyncio.get_running_loop()
         connection, started = await self._opener.open()
+        self._connection = connection
         self._task = asyncio.create_task(self._run(connection, started))
         return self
 
@@ -137,7 +142,8 @@ class AsyncEpisode:
         self._ending = True
         self._changed.set()
         try:
-            await bounded(asyncio.shield(self._task), self._timeouts.summary, "summary")
+            if not self._task.done():
+                await bounded(asyncio.wait({self._task}), self._timeouts.summary, "summary")
         except WaitTimeout as error:
             self.failure = self.failure or error
         finally:
@@ -147,13 +153,17 @@ class AsyncEpisode:
         return self.summary
 
     async def abort(self) -> None:
-        """Leave without a summary: unsent frames are forgotten, the connection is dropped."""
+        """Leave without a summary: unsent frames are forgotten, the connection is dropped.
+
+        `close`, and with it the end of a `with` block, then raises ConnectionLost.
+        """
         self._ending = True
         self._outbox.clear()
         if self._task is not None and not self._task.done():
             self._task.cancel()
-        if self._task is not None:
             await asyncio.wait({self._task}, timeout=self._timeouts.close * 3)
+        if self._connection is not None and self.summary is None:
+            self._connection.abort()  # a task that is cancelled before its first step does not
 
     def _why(self) -> Sarm2Error:
         error = self.failure or ConnectionLost("the episode was left before its summary came")
@@ -214,10 +224,13 @@ class AsyncEpisode:
             seq: number of the frame, above the last; the next one by default. Gaps are allowed.
             t_ns: any clock, echoed in the score; now by default.
             deadline_ms: realtime only: after this time the service drops the frame instead of scoring it.
+
+        Raises InvalidInput, WaitTimeout where there was no room (the same frame may be pushed again), or
+        `failure`.
         """
-        frame = self.make_frame(images, state, seq, t_ns, deadline_ms)
-        if self.start.qos == "batch":
+        if self.start.qos == "batch":  # first: a frame that waits in vain must not use its seq up
             await bounded(self._room(), self._timeouts.queue, "queue")
+        frame = self.make_frame(images, state, seq, t_ns, deadline_ms)
         self.offer(frame)
         return frame.seq
 
@@ -258,6 +271,7 @@ class AsyncEpisode:
                 except ConnectionLost as lost:
                     connection.abort()
                     connection, started = await self._opener.reopen(lost, self._first_unsettled())
+                    self._connection = connection
         except Sarm2Error as error:
             self.failure = error
         except asyncio.CancelledError:
@@ -383,10 +397,6 @@ class AsyncEpisode:
         if error.retryable or type(error) is Sarm2Error:
             raise ConnectionLost(f"the server gave up: {error.message}") from error
         raise error
-
-    def _on_settled(self) -> None:
-        self._opener.fruitless = 0
-        self._changed.set()
 
 
 async def _keep_alive(connection: Connection) -> None:

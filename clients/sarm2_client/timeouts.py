@@ -27,7 +27,7 @@ class Timeouts:
         queue: room for one more frame; only episodes of `qos="batch"` wait for it.
         summary: from closing an episode to its summary, frames still on their way included.
         resume: from losing a connection to having the episode back; then ConnectionLost.
-        request: one HTTP call, whole episodes included.
+        request: one HTTP call to one service, whole episodes included.
         ping: silence after which the connection is probed, and again until it counts as lost.
         close: the closing handshake.
     """

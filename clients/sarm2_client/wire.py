@@ -176,7 +176,7 @@ class Started(_FromServer, tag="started", frozen=True):
 
 
 class Timing(Struct, kw_only=True, frozen=True):
-    """Where a step's time went, in milliseconds. `model_ms` = encoder and heads, the device's own time."""
+    """Where a step's time went, in milliseconds; `encode_ms` and `heads_ms` are of its whole batch."""
 
     total_ms: float
     queue_ms: float
@@ -216,7 +216,7 @@ class Score(_FromServer, tag="score", frozen=True):
 
 
 class Dropped(_FromServer, tag="dropped", frozen=True):
-    """A realtime frame that was not scored, and why: `deadline`, `overloaded` or `superseded`."""
+    """A realtime frame that was not scored, and why: `deadline`, so far the only reason."""
 
     seq: int
     reason: str

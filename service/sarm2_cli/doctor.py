@@ -15,6 +15,7 @@ from typing import Annotated, Literal
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 Verdict = Literal["ok", "warn", "fail"]
@@ -40,24 +41,32 @@ def doctor(
 
     Ends with exit code 1 when something needed is missing; every failed line says what to do.
     """
-    checks: list[Callable[[], Finding]] = [
-        python_version,
-        packages,
-        device,
-        lambda: model(bundle),
-        lambda: port_free(port),
-        lambda: redis(redis_url),
-        simulator,
-    ]
+    checks: dict[str, Callable[[], Finding]] = {
+        "python": python_version,
+        "packages": packages,
+        "device": device,
+        "bundle": lambda: model(bundle),
+        "port": lambda: port_free(port),
+        "redis": lambda: redis(redis_url),
+        "simulator": simulator,
+    }
     table = Table("", "check", "finding", title="sarm2 doctor")
     failed = False
-    for check in checks:
-        finding = check()
+    for name, check in checks.items():
+        finding = imported(name, check)
         failed |= finding.verdict == "fail"
-        table.add_row(MARKS[finding.verdict], finding.check, finding.detail)
+        table.add_row(MARKS[finding.verdict], finding.check, escape(finding.detail))
     Console().print(table)
     if failed:
         raise typer.Exit(1)
+
+
+def imported(name: str, check: Callable[[], Finding]) -> Finding:
+    """The check's finding, which is a failure where a package that it needs cannot be imported."""
+    try:
+        return check()
+    except ImportError as error:
+        return Finding(name, "fail", f"{error}; pip install -e ./clients -e '.[cpu]'")
 
 
 def python_version() -> Finding:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import socket
 import subprocess
@@ -12,9 +13,9 @@ import time
 from pathlib import Path
 from types import TracebackType
 from urllib.error import URLError
-from urllib.request import urlopen
+from urllib.request import ProxyHandler, build_opener
 
-from sarm2_client.errors import ConnectionLost, WaitTimeout
+from sarm2_client.errors import ConnectionLost, InvalidInput, WaitTimeout
 from sarm2_rollouts.with_parent import ending_with_me
 
 DEFAULT_PORT = 8765
@@ -28,18 +29,23 @@ INTERRUPT_CHECK_S = 0.5
 KILLED = (-signal.SIGKILL, -signal.SIGTERM)
 """Ends that somebody else made; after any other it would end the same way again."""
 
+_LISTENING = b'"event": "listening"'
+_direct = build_opener(ProxyHandler({}))  # a proxy of the environment knows nothing of our loopback
+
 
 class ServerProcess:
     """`sarm2 serve` on loopback, ready on entry, ended on exit.
 
     Args:
         port: where to listen; None takes 8765, or a free port where that is taken; 0 takes any free port.
+            The attribute `port` is final on entry.
         bundle: the bundle to serve; None takes the shipped one.
         reload: whether it may take what the bundle's folder holds later.
         restart: whether it is started again, at the same port, where it ends before it is told to: killed
             while it starts too, but one that cannot start is told of.
 
     Raises:
+        InvalidInput: another program listens at `port`.
         ConnectionLost: the process ended before it was ready; its last lines are in the message.
         WaitTimeout: it was not ready within READY_TIMEOUT_S.
     """
@@ -52,12 +58,20 @@ class ServerProcess:
         reload: bool = False,
         restart: bool = False,
     ) -> None:
-        self.port = port or free_port(DEFAULT_PORT if port is None else 0)
-        self.url = f"http://127.0.0.1:{self.port}/"
+        self._fixed = bool(port)
+        self.port = free_port(DEFAULT_PORT if port is None else port)
+        if port and self.port != port:
+            raise _taken(port)
         self._bundle, self._reload, self._restart = bundle, reload, restart
         self._process: subprocess.Popen[bytes] | None = None
         self._changing = threading.Lock()
         self._log = tempfile.TemporaryFile()  # noqa: SIM115  # lives as long as the process does
+        self._log_start = 0  # of the latest process
+
+    @property
+    def url(self) -> str:
+        """The page, with a slash at the end."""
+        return f"http://127.0.0.1:{self.port}/"
 
     def __enter__(self) -> ServerProcess:
         self._process = self._begin()
@@ -71,7 +85,9 @@ class ServerProcess:
         return self
 
     def _begin(self) -> subprocess.Popen[bytes]:
+        self._log_start = os.fstat(self._log.fileno()).st_size
         command = [sys.executable, "-m", "sarm2_cli.main", "serve", "--port", str(self.port)]
+        command += ["--log-level", "info"]  # at which it says that it listens
         if self._bundle is not None:
             command += ["--bundle", str(self._bundle)]
         if self._reload:
@@ -100,23 +116,41 @@ class ServerProcess:
         deadline = time.monotonic() + READY_TIMEOUT_S
         while time.monotonic() < deadline:
             if process.poll() is not None:
-                if not self._restart or process.returncode not in KILLED:
-                    raise ConnectionLost(
-                        f"the server ended with code {process.returncode}:\n{self.log_tail()}"
-                    )
-                time.sleep(RESTART_PAUSE_S)
-                self._process = process = self._begin()
-            try:
-                with urlopen(self.url + "readyz", timeout=PROBE_TIMEOUT_S):  # noqa: S310  # always http on loopback
-                    return process
-            except (URLError, OSError):
-                time.sleep(PROBE_EVERY_S)
+                self._process = process = self._begin_after(process.returncode)
+            if self._answers():
+                return process
+            time.sleep(PROBE_EVERY_S)
         raise WaitTimeout(f"the server was not ready within {READY_TIMEOUT_S:.0f} s:\n{self.log_tail()}")
+
+    def _begin_after(self, code: int) -> subprocess.Popen[bytes]:
+        """Another process for one that ended with `code`. Raises where that would end the same way."""
+        if free_port(self.port) != self.port:  # somebody was faster
+            if self._fixed:
+                raise _taken(self.port)
+            self.port = free_port(0)
+        elif self._restart and code in KILLED:
+            time.sleep(RESTART_PAUSE_S)
+        else:
+            raise ConnectionLost(f"the server ended with code {code}:\n{self.log_tail()}")
+        return self._begin()
+
+    def _answers(self) -> bool:
+        """Whether it is ready. While it does not listen yet, somebody else may answer at its port."""
+        if _LISTENING not in self._printed()[self._log_start :]:
+            return False
+        try:
+            with _direct.open(self.url + "readyz", timeout=PROBE_TIMEOUT_S):
+                return True
+        except (URLError, OSError):
+            return False
+
+    def _printed(self) -> bytes:
+        """What the server printed. The process writes at the file's position, so that stays where it is."""
+        return os.pread(self._log.fileno(), os.fstat(self._log.fileno()).st_size, 0)
 
     def log_tail(self, lines: int = 12) -> str:
         """The last lines that the server printed."""
-        self._log.seek(0)
-        return "\n".join(self._log.read().decode(errors="replace").splitlines()[-lines:])
+        return "\n".join(self._printed().decode(errors="replace").splitlines()[-lines:])
 
     def wait(self, interrupted: threading.Event) -> None:
         """Block until the server ends or the user interrupts: by KeyboardInterrupt, or by the event alone."""
@@ -153,3 +187,10 @@ def free_port(preferred: int) -> int:
                 continue
             return int(probe.getsockname()[1])
     raise ConnectionLost("no free port on 127.0.0.1; close something or name one with --port")
+
+
+def _taken(port: int) -> InvalidInput:
+    return InvalidInput(
+        f"another program listens at port {port} of 127.0.0.1; end that, or name a free one with --port",
+        field="port",
+    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import shutil
 import socket
 import subprocess
@@ -128,6 +129,30 @@ def test_doctor_fails_a_redis_url_that_the_service_would_refuse() -> None:
     finding = doctor.redis("redis://localhost/0?sockettimeout=1")
     assert (finding.check, finding.verdict) == ("redis", "fail")
     assert "sockettimeout" in finding.detail
+
+
+@pytest.mark.parametrize(
+    ("package", "check"),
+    [("torch", "device"), ("transformers", "bundle"), ("fastapi", "bundle"), ("redis", "redis")],
+)
+def test_doctor_reports_a_package_that_cannot_be_imported_beside_all_else(
+    package: str, check: str, tmp_path: Path
+) -> None:
+    program = f"import sys; sys.modules[{package!r}] = None; from sarm2_cli.main import main; main()"
+    options = ["--bundle", str(tmp_path), "--redis-url", "redis://127.0.0.1:1"]
+    answer = subprocess.run(
+        [sys.executable, "-c", program, "doctor", *options],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "COLUMNS": "250"},
+        timeout=110,
+    )
+    assert answer.returncode == 1
+    rows = {row[2].strip(): row for line in answer.stdout.splitlines() if len(row := line.split("│")) > 4}
+    assert set(rows) == {"python", "packages", "device", "bundle", "port", "redis", "simulator"}
+    assert rows[check][1].strip() == "fail"
+    assert package in rows[check][3]
+    assert "pip install -e ./clients -e '.[cpu]'" in rows[check][3]
 
 
 @pytest.mark.parametrize(

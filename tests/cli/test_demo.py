@@ -7,7 +7,11 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.request import urlopen
 
@@ -15,7 +19,8 @@ import pytest
 
 from sarm2_cli.demo import EPISODES, largest_fall
 from sarm2_cli.server_process import ServerProcess, free_port
-from sarm2_client.errors import ConnectionLost
+from sarm2_client.client import RewardClient
+from sarm2_client.errors import ConnectionLost, InvalidInput
 from sarm2_rollouts.lerobot_reader import open_dataset
 
 
@@ -82,3 +87,54 @@ def test_a_server_that_cannot_start_says_why(tmp_path: Path) -> None:
         ServerProcess(0, tmp_path / "none"),
     ):
         pass
+
+
+class _Ready(BaseHTTPRequestHandler):
+    """Answers everything with 200, as a service that is ready does."""
+
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Keep the tests' output clean."""
+
+
+@contextmanager
+def another_server(port: int) -> Iterator[int]:
+    """One that answers `/readyz` at this port, 0 takes any; yields the port."""
+    with ThreadingHTTPServer(("127.0.0.1", port), _Ready) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        try:
+            yield server.server_address[1]
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+def test_a_named_port_where_another_server_is_ready_is_refused_by_its_number() -> None:
+    with another_server(0) as port, pytest.raises(InvalidInput, match=f"port {port} .* --port"):
+        ServerProcess(port)
+
+
+def test_a_named_port_that_another_server_takes_meanwhile_is_refused_by_its_number(bundle: Path) -> None:
+    own = ServerProcess(free_port(0), bundle)
+    with another_server(own.port), pytest.raises(InvalidInput, match=f"port {own.port} .* --port"), own:
+        pass
+
+
+def test_any_port_that_another_server_takes_meanwhile_gives_way_to_a_free_one(bundle: Path) -> None:
+    own = ServerProcess(0, bundle)
+    with another_server(own.port) as port, own, RewardClient(port=own.port) as client:
+        assert own.port != port
+        assert client.get_server_metadata()["protocol"] == "sarm.v1"
+
+
+def test_a_service_of_our_own_is_reached_whatever_proxy_the_environment_names(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{free_port(0)}")
+    with ServerProcess(0, bundle) as own, RewardClient(port=own.port) as client:
+        assert client.get_server_metadata()["protocol"] == "sarm.v1"

@@ -158,6 +158,7 @@ class Peer:
         self.starts: list[wire.Start] = []
         self.pings = 0
         self.connections = 0
+        self.open = 0
         self._wanted_port = port
         self._server: Server | None = None
         self._thread: threading.Thread | None = None
@@ -201,12 +202,15 @@ class Peer:
 
     def _serve(self, socket: ServerConnection) -> None:
         self.connections += 1
+        self.open += 1
         try:
             if self.script.greet:
                 socket.send(encode(hello(self.script.limits, self.script.protocol)))
             self._talk(socket)
         except ConnectionClosed:
             return
+        finally:
+            self.open -= 1
 
     def _talk(self, socket: ServerConnection) -> None:
         session: Session | None = None

@@ -32,10 +32,12 @@ def refuse(answers: Answers) -> None:
 def test_a_frame_that_is_answered_and_sent_and_answered_again_counts_once(
     first: Callable[[Answers], None], second: Callable[[Answers], None]
 ) -> None:
-    answers = Answers(lambda: None)
+    new: list[None] = []
+    answers = Answers(lambda: None, lambda: new.append(None))
     for answer in (first, second):
         answers.expect(3)
         answer(answers)
         assert not answers.unsettled
     counts = [len(answers.scores), answers.dropped, len(answers.errors)]
     assert counts == [first is score, first is drop, first is refuse]
+    assert len(new) == 1

@@ -7,10 +7,12 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
+from msgspec import structs
 
 from client.peer import CAMERAS, LIMITS, SIZE, Peer, Script, score_of
 from sarm2_client import wire
@@ -238,6 +240,26 @@ def test_a_batch_episode_waits_for_room_and_loses_nothing() -> None:
         assert episode.dropped_unsent == 0
 
 
+def test_a_frame_that_found_no_room_may_be_pushed_again_under_its_number() -> None:
+    going = threading.Event()
+
+    def answer(frame: wire.Frame, previous: float | None) -> list[wire.ServerMessage]:
+        going.wait(10)
+        return [score_of(frame, previous)]
+
+    script = Script(limits=structs.replace(LIMITS, max_in_flight=1), answer=answer)
+    waits, options = replace(QUICK, queue=0.2, score=10), EpisodeOptions(queue_frames=1)
+    with Peer(script) as peer, RewardClient(port=peer.port, timeouts=waits, options=options) as client:
+        with client.episode(TASK, fps=10, cameras=CAMERAS, qos="batch") as episode:
+            episode.push(pictures(), STATE, seq=0)
+            episode.push(pictures(), STATE, seq=3)
+            with pytest.raises(WaitTimeout, match="queue"):
+                episode.push(pictures(), STATE, seq=5)
+            going.set()
+            episode.push(pictures(), STATE, seq=5)
+        assert [score.seq for score in episode.scores] == [0, 3, 5]
+
+
 def test_never_more_frames_are_in_flight_than_the_server_allows() -> None:
     most = 0
     answered = 0
@@ -269,6 +291,42 @@ def test_leaving_an_episode_by_an_exception_keeps_the_exception_and_asks_for_no_
             episode.push(pictures(), STATE)
             raise KeyError("the robot's own fault")
         assert episode.summary is None
+
+
+def test_an_exception_at_once_drops_the_connection_too() -> None:
+    async def run(peer: Peer) -> None:
+        async with AsyncRewardClient(port=peer.port, timeouts=QUICK) as client:
+            with pytest.raises(KeyError):
+                async with client.episode(TASK, fps=10, cameras=CAMERAS):
+                    raise KeyError("the robot's own fault")
+            deadline = time.monotonic() + 2
+            while peer.open:
+                assert time.monotonic() < deadline, "the connection was left open"
+                await asyncio.sleep(0.01)
+
+    with Peer() as peer:
+        asyncio.run(run(peer))
+
+
+def test_the_block_of_an_aborted_episode_ends_with_connection_lost() -> None:
+    with Peer() as peer, RewardClient(port=peer.port, timeouts=QUICK) as client:
+        with (
+            pytest.raises(ConnectionLost, match="before its summary"),
+            client.episode(TASK, fps=10, cameras=CAMERAS) as episode,
+        ):
+            episode.abort()
+        assert episode.summary is None
+
+
+def test_the_asynchronous_block_of_an_aborted_episode_ends_with_connection_lost() -> None:
+    async def run(port: int) -> None:
+        async with AsyncRewardClient(port=port, timeouts=QUICK) as client:
+            with pytest.raises(ConnectionLost, match="before its summary"):
+                async with client.episode(TASK, fps=10, cameras=CAMERAS) as episode:
+                    await episode.abort()
+
+    with Peer() as peer:
+        asyncio.run(run(peer.port))
 
 
 def test_an_episode_of_no_frames_has_a_summary() -> None:
@@ -436,6 +494,8 @@ def test_closing_the_client_under_an_open_episode_ends_that_with_connection_lost
         client.close()
         with pytest.raises(ConnectionLost):
             episode.push(pictures(), STATE)
+        with pytest.raises(ConnectionLost):
+            episode.close()
 
 
 def test_a_script_that_forgets_to_close_still_ends_quietly() -> None:

@@ -68,18 +68,26 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 @contextmanager
-def answering(
-    status: int, body: bytes = b"", delay_s: float = 0.0
-) -> Iterator[tuple[Answering, RewardClient]]:
+def running(status: int, body: bytes = b"", delay_s: float = 0.0) -> Iterator[Answering]:
     with Answering(status, body, delay_s) as server:
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()
+        try:
+            yield server
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+@contextmanager
+def answering(
+    status: int, body: bytes = b"", delay_s: float = 0.0
+) -> Iterator[tuple[Answering, RewardClient]]:
+    with running(status, body, delay_s) as server:
         waits = Timeouts(request=0.3 if delay_s else 5.0)
         client = RewardClient(port=server.server_address[1], timeouts=waits, image_size=8, api_key="secret")
         with client:
             yield server, client
-        server.shutdown()
-        thread.join()
 
 
 def test_pictures_are_embedded_in_one_request_with_the_key_in_the_header() -> None:
@@ -167,3 +175,45 @@ def test_nobody_listening_is_a_lost_connection() -> None:
         port = server.server_address[1]
     with RewardClient(port=port, image_size=8) as client, pytest.raises(ConnectionLost, match=str(port)):
         client.models()
+
+
+def client_of_both(first: Answering, second: Answering) -> RewardClient:
+    port, other = (server.server_address[1] for server in (first, second))
+    return RewardClient(port=port, timeouts=Timeouts(request=0.5), replicas=[("127.0.0.1", other)])
+
+
+@pytest.mark.parametrize(("status", "delay_s"), [(503, 0.0), (502, 0.0), (200, 2.0)])
+def test_a_call_goes_to_a_replica_when_the_service_in_use_is_draining_lost_or_silent(
+    status: int, delay_s: float
+) -> None:
+    good = b'{"models": []}'
+    with (
+        running(status, b"", delay_s) as first,
+        running(200, good) as second,
+        client_of_both(first, second) as client,
+    ):
+        assert client.models() == client.models() == {"models": []}
+    assert len(first.asked) == 1  # the second call went to the replica at once
+    assert len(second.asked) == 2
+
+
+def test_a_call_goes_to_a_replica_when_nobody_listens() -> None:
+    with running(200, encode(wire.EmbedResponse(dim=1, data=b"\0\0", encoder_id="e"))) as second:
+        with running(200) as first:
+            client = client_of_both(first, second)
+        with client:
+            assert client.embed_texts(["open the drawer"]).shape == (1, 1)
+
+
+def test_a_call_that_the_service_refuses_is_not_taken_to_a_replica() -> None:
+    with running(400) as first, running(200) as second, client_of_both(first, second) as client:
+        with pytest.raises(InvalidInput):
+            client.embed_texts(["open the drawer"])
+        assert second.asked == []
+
+
+def test_a_reload_is_asked_of_the_service_in_use_alone() -> None:
+    with running(503) as first, running(200, b"{}") as second, client_of_both(first, second) as client:
+        with pytest.raises(Draining):
+            client.reload()
+        assert second.asked == []

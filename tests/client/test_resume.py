@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 import time
 from collections.abc import Callable
@@ -13,9 +14,10 @@ from msgspec import structs
 
 from client.peer import CAMERAS, LIMITS, Peer, Script, score_of
 from sarm2_client import wire
+from sarm2_client.aio import AsyncRewardClient
 from sarm2_client.client import Episode, RewardClient
 from sarm2_client.connection import RESUMABLE_CLOSE_CODES
-from sarm2_client.errors import Conflict, ConnectionLost, InvalidInput, NotAllowed, Overloaded
+from sarm2_client.errors import Conflict, ConnectionLost, InvalidInput, NotAllowed, Overloaded, WaitTimeout
 from sarm2_client.opener import MAX_FRUITLESS
 from sarm2_client.options import EpisodeOptions
 from sarm2_client.timeouts import Backoff, Timeouts
@@ -28,6 +30,11 @@ BACKOFF = Backoff(first=0.01, longest=0.05)
 
 def client_of(peer: Peer, waits: Timeouts = WAITS, options: EpisodeOptions | None = None) -> RewardClient:
     return RewardClient(port=peer.port, timeouts=waits, backoff=BACKOFF, options=options)
+
+
+def client_of_both(first: Peer, second: Peer) -> RewardClient:
+    replicas = [("127.0.0.1", second.port)]
+    return RewardClient(port=first.port, timeouts=WAITS, backoff=BACKOFF, replicas=replicas)
 
 
 def push_all(episode: Episode, count: int, pause_s: float = 0.0) -> None:
@@ -140,13 +147,76 @@ def test_a_server_that_comes_back_on_its_port_is_found_again() -> None:
 
 def test_a_lost_episode_goes_on_at_a_replica() -> None:
     with Peer() as second, Peer(Script(close_after={4: 1012})) as first:
-        client = RewardClient(
-            port=first.port, timeouts=WAITS, backoff=BACKOFF, replicas=[("127.0.0.1", second.port)]
-        )
+        client = client_of_both(first, second)
         with client, client.episode(TASK, fps=10, cameras=CAMERAS) as episode:
             push_all(episode, 10)
     assert [score.seq for score in episode.scores] == list(range(10))
     assert [frame.seq for frame in second.frames] == list(range(10))
+
+
+@pytest.mark.parametrize("episodes_before", [0, 1])
+def test_an_episode_begins_at_a_replica_when_the_service_in_use_is_gone(episodes_before: int) -> None:
+    with Peer() as second:
+        with Peer() as first:
+            client = client_of_both(first, second)
+            for _ in range(episodes_before):
+                with client.episode(TASK, fps=10, cameras=CAMERAS) as episode:
+                    push_all(episode, 2)
+        with client:
+            for _ in range(2):
+                with client.episode(TASK, fps=10, cameras=CAMERAS) as episode:
+                    push_all(episode, 2)
+            step = {"images": dict.fromkeys(CAMERAS, np.zeros((20, 20, 3), np.uint8)), "state": STATE}
+            assert client.infer({**step, "task": TASK})["seq"] == 0
+    assert len(first.frames) == 2 * episodes_before
+    assert [frame.seq for frame in second.frames] == [0, 1, 0, 1, 0]
+
+
+@pytest.mark.parametrize(
+    "script",
+    [
+        Script(refuse_status=503),
+        Script(refuse_starts=[wire.Error(code="draining", message="", retryable=True, error_id="e")]),
+        Script(greet=False),
+    ],
+    ids=["refuses the connection", "refuses the episode", "says nothing"],
+)
+def test_an_episode_begins_at_a_replica_when_the_service_in_use_is_draining_or_silent(script: Script) -> None:
+    with Peer(script) as first, Peer() as second, client_of_both(first, second) as client:
+        for _ in range(2):
+            with client.episode(TASK, fps=10, cameras=CAMERAS) as episode:
+                push_all(episode, 2)
+        assert first.frames == []
+        assert len(first.starts) <= 1  # not asked again
+    assert len(second.frames) == 4
+
+
+def test_episodes_that_begin_at_once_all_find_the_replica() -> None:
+    async def run(port: int, replica: int) -> list[wire.Summary]:
+        async with AsyncRewardClient(port=port, timeouts=WAITS, replicas=[("127.0.0.1", replica)]) as client:
+            episodes = [client.episode(TASK, fps=10, cameras=CAMERAS) for _ in range(3)]
+            await asyncio.gather(*(episode.__aenter__() for episode in episodes))
+            return await asyncio.gather(*(episode.close() for episode in episodes))
+
+    with Peer() as second:
+        with Peer() as first:
+            port = first.port
+        assert len(asyncio.run(run(port, second.port))) == 3
+
+
+def test_each_address_is_asked_once_and_the_last_refusal_is_raised() -> None:
+    with Peer(Script(refuse_status=503)) as first, Peer(Script(greet=False)) as second:
+        with client_of_both(first, second) as client, pytest.raises(WaitTimeout, match="hello"):
+            client.episode(TASK, fps=10, cameras=CAMERAS).__enter__()
+        assert second.connections == 1
+
+
+def test_a_refusal_for_good_is_not_taken_to_a_replica() -> None:
+    script = Script(refuse_starts=[error("invalid_input", False)])
+    with Peer(script) as first, Peer() as second:
+        with client_of_both(first, second) as client, pytest.raises(InvalidInput, match="scripted"):
+            client.episode(TASK, fps=10, cameras=CAMERAS).__enter__()
+        assert second.connections == 0
 
 
 def test_after_the_resume_budget_every_call_raises_connection_lost() -> None:
@@ -163,14 +233,18 @@ def test_after_the_resume_budget_every_call_raises_connection_lost() -> None:
     client.close()
 
 
-def test_a_frame_that_breaks_the_server_every_time_does_not_loop_for_ever() -> None:
-    script = Script(close_after=dict.fromkeys(range(1, 100), 1006), forget_on_close=True)
+@pytest.mark.parametrize("before", [0, 2])
+def test_a_frame_that_breaks_the_server_every_time_does_not_loop_for_ever(before: int) -> None:
+    """The frames `before` it are sent and answered again each time."""
+    count = before + 1
+    script = Script(close_after=dict.fromkeys(range(count, 100, count), 1006), forget_on_close=True)
     with Peer(script) as peer, client_of(peer) as client:
         with (
-            pytest.raises(ConnectionLost, match="without an answer"),
+            pytest.raises(ConnectionLost, match="without a new answer"),
             client.episode(TASK, fps=10, cameras=CAMERAS) as episode,
         ):
-            push_all(episode, 1)
+            push_all(episode, count)
+        assert len(episode.scores) == before
         assert peer.connections == MAX_FRUITLESS + 2
 
 

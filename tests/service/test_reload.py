@@ -77,6 +77,16 @@ def test_a_task_that_the_new_model_learned_is_known_in_open_episodes_and_counted
     assert server.metric("sarm2_final_progress_count", task=task) == 1
 
 
+def test_a_client_that_had_the_model_reloaded_asks_for_its_metadata_again(
+    server: RunningServer, model: RewardModel, bundle: Path
+) -> None:
+    with RewardClient(port=server.port) as client:
+        assert client.get_server_metadata()["model"]["version"] == "1"
+        save_bundle(bundle, other_heads(model), version="2")
+        client.reload()
+        assert client.get_server_metadata()["model"]["version"] == "2"
+
+
 def test_a_damaged_bundle_is_refused_and_the_old_model_serves_on(server: RunningServer, bundle: Path) -> None:
     (bundle / "heads.safetensors").write_bytes(b"damaged")
     with server.robot() as robot, RewardClient(port=server.port) as client:
