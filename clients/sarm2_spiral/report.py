@@ -192,7 +192,7 @@ def draw_updates(run: SpiralFolder, rounds: Iterable[int], path: Path) -> None:
     figure, axes = blank_axes(10.4, 2.8, len(shown), sharey=False)
     for place, name in zip(axes, shown, strict=True):
         told = sorted((line["step"], line[name]) for line in lines if name in line)
-        place.plot(*zip(*told, strict=True), color=BLUE, lw=1.4)
+        place.plot(*zip(*told, strict=True), color=BLUE, lw=1.4, marker=".")
         place.set_title(FIGURES[name], fontsize=9)
         place.set_xlabel("update")
         place.set_ylim(bottom=min(0.0, min(value for _, value in told)))
