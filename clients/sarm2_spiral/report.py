@@ -282,8 +282,7 @@ figure {{ margin: 1.5rem 0 }} img, video {{ max-width: 100% }} figcaption {{ col
 <table><tr><th>round</th><th>final progress</th><th>success</th><th>ROC-AUC</th>
 <th>failures taken for done</th><th>deployed &rarr; candidate</th><th></th></tr>{rounds}</table>
 {adapted}
-<h2>Films</h2>
-{shown}
+{f"<h2>Films</h2>{shown}" if shown else ""}
 <h2>Time</h2>
 <p>{sum(minutes.values()):.1f} minutes: {took}.</p>
 </body></html>
