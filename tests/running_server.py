@@ -56,9 +56,9 @@ class RunningServer:
         self.address = f"127.0.0.1:{self.port}"
         self.url = f"http://{self.address}"
         self.stream_url = f"ws://{self.address}/v1/stream"
-        app = build_app(self.settings, model)
-        self.service: Service = app.state.service
-        self._server = make_server(self.settings, app)
+        self.app = build_app(self.settings, model)
+        self.service: Service = self.app.state.service
+        self._server = make_server(self.settings, self.app)
         self._thread = threading.Thread(target=self._run, daemon=True)
 
     def _run(self) -> None:

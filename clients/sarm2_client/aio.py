@@ -11,6 +11,7 @@ Several episodes may be open at once, each on a connection of its own; one after
 from __future__ import annotations
 
 import asyncio
+import os
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -42,6 +43,7 @@ from sarm2_client.stream import AsyncEpisode
 from sarm2_client.timeouts import Backoff, Timeouts, bounded
 
 DEFAULT_PORT = 8765
+KEY_VARIABLE = "SARM2_CLIENT_KEY"
 MEDIA_TYPE = "application/msgpack"
 
 
@@ -55,7 +57,8 @@ class AsyncRewardClient:
         host: name or number of the service. port: 1 to 65535.
         timeouts: every wait by name, in seconds.
         image_size: side in pixels to which pictures are resized; None takes what the service says.
-        api_key: sent as a bearer token.
+        api_key: sent as a bearer token; by default what the environment holds as `SARM2_CLIENT_KEY`, if it
+            does.
         tls: whether to encrypt.
         replicas: further services as (host, port): where the one in use is lost, draining or too slow, the
             next one is turned to, for a lost episode, a new one and every call but `reload`.
@@ -305,7 +308,7 @@ def _address(host: str, port: int, tls: bool, api_key: str | None) -> Address:
         )
     if not 1 <= port <= 65535:
         raise InvalidInput(f"expected a port from 1 to 65535, got {port}", field="port")
-    return Address(host, port, tls, api_key)
+    return Address(host, port, tls, api_key if api_key is not None else os.environ.get(KEY_VARIABLE) or None)
 
 
 def _episode_frame(frame: Mapping[str, Any], model: wire.ModelInfo, size: int) -> wire.EpisodeFrame:

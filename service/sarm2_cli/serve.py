@@ -72,6 +72,9 @@ def serve(
     and there are more variables than flags: see `sarm2_service/settings.py`. A wrong value is refused at
     start with the setting, the value and the rule.
 
+    Everyone who reaches the port may use it, unless `SARM2_API_KEYS` names keys: then programs send one
+    (`RewardClient(api_key=...)`), and a browser asks for one as the password.
+
     Ctrl-C or SIGTERM drains: accepted frames are finished, robots are told to resume elsewhere.
 
     Examples:

@@ -87,6 +87,7 @@ class ServerProcess:
     def _begin(self) -> subprocess.Popen[bytes]:
         self._log_start = os.fstat(self._log.fileno()).st_size
         command = [sys.executable, "-m", "sarm2_cli.main", "serve", "--port", str(self.port)]
+        command += ["--host", "127.0.0.1"]  # whatever the environment says: it is for this command alone
         command += ["--log-level", "info"]  # at which it says that it listens
         if self._bundle is not None:
             command += ["--bundle", str(self._bundle)]
@@ -94,7 +95,7 @@ class ServerProcess:
             command.append("--allow-reload")
         # A session of its own: Ctrl-C reaches this process alone, and the server is then ended in order.
         return subprocess.Popen(  # noqa: S603  # our own command, no shell
-            command, stdout=self._log, stderr=subprocess.STDOUT, start_new_session=True, env=ending_with_me()
+            command, stdout=self._log, stderr=subprocess.STDOUT, start_new_session=True, env=own_environment()
         )
 
     def _begin_again(self, process: subprocess.Popen[bytes]) -> None:
@@ -194,3 +195,8 @@ def _taken(port: int) -> InvalidInput:
         f"another program listens at port {port} of 127.0.0.1; end that, or name a free one with --port",
         field="port",
     )
+
+
+def own_environment() -> dict[str, str]:
+    """The environment of a service of our own: on loopback, for this command alone, it needs no keys."""
+    return {name: value for name, value in ending_with_me().items() if name != "SARM2_API_KEYS"}

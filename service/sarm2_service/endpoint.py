@@ -7,6 +7,7 @@ from starlette.types import Receive, Scope, Send
 
 from sarm2_client.errors import Draining, InvalidInput, Sarm2Error
 from sarm2_client.wire import PROTOCOL
+from sarm2_service.auth import check_key
 from sarm2_service.guard import check_origin, error_response
 from sarm2_service.state import Service
 from sarm2_service.stream import Connection
@@ -38,7 +39,9 @@ class StreamEndpoint:
             self._service.release(connection)
 
     def _check(self, scope: Scope) -> None:
-        check_origin(Headers(scope=scope), self._service)
+        headers = Headers(scope=scope)
+        check_origin(headers, self._service)
+        check_key(headers, self._service.settings.keys, scope["path"])
         if PROTOCOL not in scope.get("subprotocols", []):
             raise InvalidInput(
                 f"expected the websocket subprotocol {PROTOCOL!r}, got {scope.get('subprotocols', [])[:5]}",

@@ -1,4 +1,4 @@
-"""What every request passes first: host, origin, size, encoding, time. No caller ever sees a traceback.
+"""What every request passes first: host, origin, key, size, encoding, time. No caller ever sees a traceback.
 
 A browser page of another origin may neither write nor listen; programs send no `Origin` and are not
 concerned. On loopback the `Host` header must be a loopback name, so that a page cannot reach the service
@@ -21,6 +21,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from sarm2_client.errors import Draining, InvalidInput, NotAllowed, Sarm2Error, TooLarge, WaitTimeout
+from sarm2_service.auth import CHALLENGE, KeyNeeded, check_key
 from sarm2_service.logs import log, log_failure, new_error_id
 from sarm2_service.state import Service
 
@@ -46,6 +47,8 @@ def error_response(error: Sarm2Error, status: int | None = None) -> JSONResponse
     log(logging.INFO, "refused", code=error.code, error_id=error_id, text=error.message)
     content = {"code": error.code, "message": error.message, "field": error.field, "error_id": error_id}
     headers = {"Retry-After": "1"} if error.retryable else {}
+    if isinstance(error, KeyNeeded):
+        headers |= CHALLENGE
     return JSONResponse(content, error.http_status if status is None else status, headers)
 
 
@@ -137,9 +140,10 @@ class Guard:
         answer.origin = check_origin(headers, self._service)
         if self._service.draining and path not in ALWAYS_OPEN:
             raise Draining("the server is going away; ask another replica")
-        if scope["method"] == "OPTIONS" and answer.origin is not None:
+        if scope["method"] == "OPTIONS" and answer.origin is not None:  # a browser sends no key with these
             await Response(status_code=204, headers=_PREFLIGHT)(scope, receive, answer)
             return
+        check_key(headers, self._service.settings.keys, path)
         body = _Body(receive, headers, self._service)
         if path.endswith("/events"):
             await self._app(scope, body, answer)
@@ -159,7 +163,7 @@ class Guard:
 
 _PREFLIGHT = {
     "Access-Control-Allow-Methods": "GET, POST",
-    "Access-Control-Allow-Headers": "content-type, last-event-id",
+    "Access-Control-Allow-Headers": "authorization, content-type, last-event-id",
     "Access-Control-Max-Age": "600",
 }
 

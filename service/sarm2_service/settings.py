@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
-from pydantic import Field, ValidationError, field_validator
+from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from sarm2_client.errors import InvalidInput
@@ -17,6 +17,10 @@ from sarm2_client.wire import Limits
 
 ENV_PREFIX = "SARM2_"
 MEBIBYTE = 2**20
+LEAST_KEY = 16
+"""Characters of a key: shorter ones can be guessed."""
+SECRETS = ("redis_url", "api_keys")
+"""Settings whose values no message shows; a URL may hold a password."""
 
 
 class Settings(BaseSettings):
@@ -32,6 +36,9 @@ class Settings(BaseSettings):
     )
     allowed_hosts: Annotated[tuple[str, ...], NoDecode] = Field(
         default=(), description="Host headers to answer; empty: loopback names on loopback, else any"
+    )
+    api_keys: Annotated[tuple[SecretStr, ...], NoDecode] = Field(
+        default=(), description="keys of those who may use the service, comma-separated; empty: everyone"
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         default="info", description="least level logged"
@@ -154,7 +161,7 @@ class Settings(BaseSettings):
         default=10, ge=0, le=600, description="time to finish accepted frames on SIGTERM"
     )
 
-    @field_validator("allowed_origins", "allowed_hosts", mode="before")
+    @field_validator("allowed_origins", "allowed_hosts", "api_keys", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
         if isinstance(value, str):
@@ -170,6 +177,18 @@ class Settings(BaseSettings):
                 raise ValueError(f"{origin!r} is no origin; write scheme://host[:port] without a path")
         return origins
 
+    @field_validator("api_keys")
+    @classmethod
+    def _check_keys(cls, keys: tuple[SecretStr, ...]) -> tuple[SecretStr, ...]:
+        for key in keys:
+            text = key.get_secret_value()
+            if len(text) < LEAST_KEY or not (text.isascii() and text.isprintable()) or " " in text:
+                raise ValueError(
+                    f"a key needs at least {LEAST_KEY} printable ASCII characters without spaces; "
+                    "`openssl rand -hex 16` makes one"
+                )
+        return keys
+
     @field_validator("redis_url")
     @classmethod
     def _check_redis(cls, url: str | None) -> str | None:
@@ -177,6 +196,11 @@ class Settings(BaseSettings):
             return None
         check_redis_url(url)
         return url
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """The keys as plain text, for comparing; nowhere else."""
+        return tuple(key.get_secret_value() for key in self.api_keys)
 
     @property
     def loopback(self) -> bool:
@@ -236,7 +260,7 @@ def _explain(problem: Any) -> tuple[str, str]:
     rule = problem["msg"].removeprefix("Value error, ")
     if problem["type"] == "extra_forbidden":
         return name, f"there is no setting {name!r}{_suggestion(name)}"
-    shown = "***" if name == "redis_url" else repr(problem["input"])  # a URL may hold a password
+    shown = "***" if name in SECRETS else repr(problem["input"])
     return name, f"setting {name} ({ENV_PREFIX}{name.upper()}) = {shown} is refused: {rule}"
 
 

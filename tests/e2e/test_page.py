@@ -140,8 +140,16 @@ def open_page(browser: Browser) -> Iterator[Opener]:
         if message.type == "error" and "Failed to load resource" not in message.text:
             complaints.append(message.text)
 
-    def open_one(server: RunningServer, path: str = "", *, phone: bool = False, dark: bool = True) -> Page:
+    def open_one(
+        server: RunningServer,
+        path: str = "",
+        *,
+        phone: bool = False,
+        dark: bool = True,
+        key: str | None = None,
+    ) -> Page:
         context = browser.new_context(
+            http_credentials=None if key is None else {"username": "anybody", "password": key},
             viewport=PHONE if phone else DESK,  # type: ignore[arg-type]  # a TypedDict of the same two keys
             color_scheme="dark" if dark else "light",
         )
@@ -198,6 +206,19 @@ def test_without_an_episode_the_page_teaches_how_to_start_one(
     compile(snippet.inner_text(), "snippet", "exec")
     assert colours_of(page.locator("#example")) > 10
     keep_picture(page, "empty")
+
+
+def test_a_browser_that_was_given_a_key_follows_episodes(model: RewardModel, open_page: Opener) -> None:
+    key = "robots-of-the-first-hall"
+    with RunningServer(model, api_keys=key) as server:
+        story = Story.begin(server, "robot-7").tell(10)
+        page = open_page(server, key=key)
+        shown = card(page, "robot-7")
+        expect(fact(shown, "frames")).to_have_text("10")
+        story.tell(5)
+        expect(fact(shown, "frames")).to_have_text("15")
+        expect(shown.get_by_role("img", name=f"{fakes.CAMERAS[0]} camera")).to_be_visible()
+        keep_picture(page, "key")
 
 
 def stream_and_hold(port: int, answers: Queue[wire.Score], over: threading.Event) -> None:
