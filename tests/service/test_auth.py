@@ -81,6 +81,7 @@ def test_any_of_the_keys_opens_everything(locked: RunningServer, headers: dict[s
         basic(KEY),
         basic(f"{KEY}:"),
         {"authorization": "Basic ???"},
+        {"authorization": "Basic \u00e9\u00e9\u00e9\u00e9".encode("latin-1")},
         {"authorization": "Basic /////w=="},
         {"authorization": KEY},
     ],
