@@ -76,8 +76,8 @@ class RunRecord:
         now = json.loads(json.dumps(self.settings))
         return path.exists() and bool(json.loads(path.read_text())["settings"] == now)
 
-    def do(self, stage: str, work: Callable[[], object], console: Console) -> None:
-        """Do a stage unless it is finished, and note the seconds it took.
+    def do(self, stage: str, work: Callable[[], object], console: Console) -> bool:
+        """Do a stage unless it is finished, and note the seconds it took. Returns whether it was done now.
 
         Raises Conflict where another process works in the folder.
         """
@@ -85,13 +85,14 @@ class RunRecord:
         finished = finished_stages(self.root)
         if stage in finished:
             console.print(f"[dim]{stage}: done before[/dim]", highlight=False)
-            return
+            return False
         console.rule(stage, align="left")
         started, tries = time.monotonic(), tries_of_stages(self.root)
         tries[stage] = tries.get(stage, 0) + 1
         self._write(finished, tries)
         work()
         self._write(finished | {stage: round(time.monotonic() - started, 1)}, tries)
+        return True
 
     def _write(self, finished: Mapping[str, float], tries: Mapping[str, int]) -> None:
         content = {"settings": self.settings, "finished": finished, "tries": tries}

@@ -9,6 +9,7 @@ from types import MappingProxyType
 from typing import Any, Literal, TypeAlias
 
 from sarm2_client.errors import InvalidInput, NotFound
+from sarm2_rollouts.perturbations import UNEVEN
 
 PolicyKind: TypeAlias = Literal["image", "state"]
 """What a policy sees: the service's frozen frame embeddings and the proprioceptive state, or, as a fast
@@ -124,8 +125,8 @@ class LoopConfig:
     """
 
     demos: int = 25
-    demo_noise: float = 0.2
-    demo_bad_rate: float = 0.02
+    demo_noise: float = UNEVEN.noise
+    demo_bad_rate: float = UNEVEN.bad_rate
     first: int = 100
     adapt: bool = True
     labels: Labels = "marks"

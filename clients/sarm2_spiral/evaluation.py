@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from sarm2_rollouts.collection import Collector
 from sarm2_rollouts.metaworld_robot import EpisodePlan
@@ -22,7 +23,7 @@ def evaluate(
 ) -> Rate:
     """Let a policy try every scene of a plan. Episodes in the file are not done again."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    done = {row["seed"] for row in _rows(path)}
+    done = {row["seed"] for row in rows_of(path)}
     missing = [entry for entry in plan if entry.seed not in done]
     if not missing:
         return success_rate(path, plan)
@@ -46,15 +47,16 @@ def success_rate(path: Path, plan: Sequence[EpisodePlan]) -> Rate:
 
 def verdicts(path: Path, plan: Sequence[EpisodePlan]) -> list[bool]:
     """Whether each scene of a plan was a success, in the plan's order; scenes that are not there left out."""
-    rows = {row["seed"]: bool(row["success"]) for row in _rows(path)}
+    rows = {row["seed"]: bool(row["success"]) for row in rows_of(path)}
     return [rows[entry.seed] for entry in plan if entry.seed in rows]
 
 
-def _rows(path: Path) -> Iterator[dict[str, int]]:
+def rows_of(path: Path) -> Iterator[dict[str, Any]]:
+    """The lines of a file that grows line by line; none where there is no file."""
     if not path.exists():
         return
     for line in path.read_text().splitlines():
         try:
             yield json.loads(line)
         except ValueError:
-            continue  # a kill tore the last line: that episode is done again
+            continue  # a kill tore the last line

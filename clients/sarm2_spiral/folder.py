@@ -97,7 +97,6 @@ class SpiralFolder:
                 f"kind image, not with {self.updater} and {self.kind}",
                 field="updater",
             )
-
         loop = self.config.loop
         if self.adapts and not (loop.first >= LEAST_ADAPTED and loop.remember >= LEAST_ADAPTED // 2):
             raise InvalidInput(

@@ -17,6 +17,8 @@ from sarm2_spiral.base_policy import BasePolicy
 from sarm2_spiral.input_map import Robot, parse_map
 
 LIBRARIES = ("lerobot", "openpi")
+WEIGHTS = "model.safetensors"
+"""Of a LeRobot policy, in its folder."""
 
 ROBOT = Robot(CAMERAS, STATE_NAMES, len(ACTION_NAMES))
 
@@ -68,7 +70,7 @@ class GivenPolicy:
 
     def weights_sha256(self) -> str | None:
         """Of its file of weights; None where it has none here: one of the hub, or behind a server."""
-        path = Path(self.place) / "model.safetensors"
+        path = Path(self.place) / WEIGHTS
         if self.library != "lerobot" or not path.is_file():
             return None
         with path.open("rb") as file:

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from sarm2_client.errors import InvalidInput, ModelFailed, NotFound
 from sarm2_spiral.base_policy import Float32Array, Frame, Moment
+from sarm2_spiral.given_policy import WEIGHTS
 from sarm2_spiral.input_map import Robot, Source
 from sarm2_spiral.lerobot_inputs import Inputs, inputs_of
 
@@ -30,7 +31,6 @@ IMAGES = "observation.images"
 
 KINDS = ("act", "diffusion", "pi0", "pi05", "smolvla")
 
-WEIGHTS = "model.safetensors"
 CHECKED = 16
 """Tensors of its file that a loaded policy is compared with."""
 

@@ -39,7 +39,6 @@ class LoopMetrics:
         self.believed_failures = self._gauge(
             "believed_failures_ratio", "Share of a round's failures that end as if they were done", by_round
         )
-
         self.failures = self._gauge("failures", "Failures among a round's rollouts", by_round)
         self.deployed = self._gauge(
             "deployed", "Whether a round's candidate was deployed: 1, or 0 where it did worse", by_round

@@ -17,7 +17,7 @@ import numpy as np
 
 from sarm2_rollouts.lerobot_reader import open_dataset
 from sarm2_rollouts.rabc import gains
-from sarm2_spiral.evaluation import success_rate
+from sarm2_spiral.evaluation import rows_of, success_rate
 from sarm2_spiral.folder import SpiralFolder
 from sarm2_spiral.replay import DONE_ABOVE
 from sarm2_spiral.residual_update import FIGURES
@@ -185,7 +185,7 @@ def draw_gains(run: SpiralFolder, by_name: dict[str, list[Float32Array]], path: 
 
 def draw_updates(run: SpiralFolder, rounds: Iterable[int], path: Path) -> None:
     """How the updates went, step by step; nothing where no critics learned."""
-    lines = [json.loads(line) for number in rounds for line in _lines(run.losses(number))]
+    lines = [line for number in rounds for line in rows_of(run.losses(number))]
     if not lines:
         return
     shown = ("critic_loss", "value", "residual")
@@ -197,10 +197,6 @@ def draw_updates(run: SpiralFolder, rounds: Iterable[int], path: Path) -> None:
         place.set_xlabel("update")
         place.set_ylim(bottom=min(0.0, min(value for _, value in told)))
     figure.savefig(path, dpi=130)
-
-
-def _lines(path: Path) -> list[str]:
-    return path.read_text().splitlines() if path.exists() else []
 
 
 def whiskers(rates: Sequence[Rate]) -> list[list[float]]:

@@ -90,9 +90,7 @@ class SpiralRun:
         self.begin(resume=resume)
         self._tell_again()
         for name, work in self.plan():
-            fresh = name not in finished_stages(self.run.root)
-            self.run.record.do(name, work, self.console)
-            if fresh and name.startswith("evaluate"):
+            if self.run.record.do(name, work, self.console) and name.startswith("evaluate"):
                 self._write({})  # films wait for the end
         return self.run.report / "report.html"
 

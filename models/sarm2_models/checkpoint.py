@@ -120,7 +120,7 @@ def save_bundle(
             field="encoder_source",
         )
     folder = folder.absolute()
-    if folder.exists() and not is_bundle(folder) and any(folder.iterdir()):
+    if not may_replace(folder):
         raise InvalidInput(f"{folder} exists and is no bundle; choose another folder", field="folder")
     folder.parent.mkdir(parents=True, exist_ok=True)
     working = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
@@ -193,9 +193,9 @@ def load_bundle(
     )
 
 
-def is_bundle(folder: Path) -> bool:
-    """Whether a bundle lies there, whole or not."""
-    return (folder / MANIFEST).is_file()
+def may_replace(folder: Path) -> bool:
+    """Whether a bundle may be saved there: nothing lies there yet, or a bundle does."""
+    return not folder.exists() or (folder / MANIFEST).is_file() or not any(folder.iterdir())
 
 
 def read_manifest(folder: Path) -> Manifest:

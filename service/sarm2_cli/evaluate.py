@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -80,9 +81,8 @@ def check_writable(path: Path) -> None:
     try:
         if path.is_dir():
             raise IsADirectoryError(errno.EISDIR, "it is a folder")
-        with whole_file(path.with_name(f".{path.name}.try")) as fresh:
-            fresh.write_text("")
-        path.with_name(f".{path.name}.try").unlink()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=path.parent).close()
     except OSError as error:
         raise InvalidInput(
             f"--json {path}: cannot be written ({error.strerror}); name another file", field="json"

@@ -21,14 +21,15 @@ from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from sarm2_client.errors import Draining, InvalidInput, NotAllowed, Sarm2Error, TooLarge, WaitTimeout
-from sarm2_service.auth import CHALLENGE, KeyNeeded, check_key
+from sarm2_service.auth import CHALLENGE, OPEN, KeyNeeded, check_key
 from sarm2_service.logs import log, log_failure, new_error_id
 from sarm2_service.state import Service
 
 LOOPBACK_NAMES = ("localhost", "127.0.0.1", "::1")
 MAX_HEADERS = 128
 MAX_HEADER_BYTES = 32 * 1024
-ALWAYS_OPEN = ("/livez", "/readyz", "/metrics")
+ALWAYS_OPEN = (*OPEN, "/metrics")
+"""What is answered while the service drains, too."""
 _SECURITY_HEADERS = (
     (b"x-content-type-options", b"nosniff"),
     (b"cross-origin-resource-policy", b"same-origin"),

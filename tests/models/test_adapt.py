@@ -23,6 +23,7 @@ from sarm2_models.vocabulary import load_vocabulary
 from sarm2_rollouts.episode import EpisodeKind
 from sarm2_rollouts.rollout_marks import as_marked
 from sarm2_rollouts.tasks import TASKS
+from sarm2_spiral.folder import LEAST_ADAPTED
 
 SHORT = replace(PLAN, stage_steps=20, value_steps=60, batch=32)
 
@@ -146,6 +147,11 @@ def test_what_another_adaptation_left_is_not_gone_on_with(folders: tuple[Path, P
     plan = replace(SHORT, stage_steps=1, value_steps=1)
     report = adapt(default_bundle(), *folders, out, plan=plan)
     assert report["rollouts"]["learned"] == 6
+
+
+def test_the_loop_asks_for_as_many_rollouts_as_an_adaptation_needs() -> None:
+    for count, held in ((LEAST_ADAPTED - 1, 1), (LEAST_ADAPTED, 2)):
+        assert held_out(np.zeros(count, dtype=np.int64))[0].sum() == held
 
 
 def test_every_kind_is_learned_from_calibrated_on_and_measured() -> None:

@@ -52,6 +52,18 @@ def break_encoder(monkeypatch: pytest.MonkeyPatch, encoder: ImageTextEncoder, *,
     monkeypatch.setattr(encoder, "encode_images", fragile_encode)
 
 
+def watch_decoding(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
+    """The files of the pictures that are decoded from now on, in their order."""
+    decoded: list[bytes] = []
+
+    def observed(image: wire.Image, *, max_pixels: int) -> npt.NDArray[np.uint8]:
+        decoded.append(image.data)
+        return decode_image(image, max_pixels=max_pixels)
+
+    monkeypatch.setattr("sarm2_service.scorer.decode_image", observed)
+    return decoded
+
+
 @contextmanager
 def busy_device(server: RunningServer) -> Iterator[None]:
     """Nothing is taken from the queues inside the `with` block."""
@@ -186,13 +198,7 @@ def test_a_robot_waits_for_one_frame_of_large_pictures_at_most(
     file = io.BytesIO()
     PillowImage.new("RGB", (1536, 1536)).save(file, "JPEG", progressive=True)
     large = wire.Image(enc="jpeg", data=file.getvalue())
-    decoded: list[str] = []
-
-    def observed(image: wire.Image, *, max_pixels: int) -> npt.NDArray[np.uint8]:
-        decoded.append("large" if image.data == large.data else "usual")
-        return decode_image(image, max_pixels=max_pixels)
-
-    monkeypatch.setattr("sarm2_service.scorer.decode_image", observed)
+    decoded = watch_decoding(monkeypatch)
     server = serve(fragile, cache_bytes=0)
     with server.robot() as robot, server.robot() as other:
         robot.start("large")
@@ -207,7 +213,8 @@ def test_a_robot_waits_for_one_frame_of_large_pictures_at_most(
             queued(server, 6)
         other.expect(wire.Score)
         assert [robot.expect(wire.Score).seq for _ in range(5)] == list(range(5))
-        assert decoded == ["usual"] * 3 + ["large"] * 12 + ["usual"] * 3
+        sizes = ["large" if data == large.data else "usual" for data in decoded]
+        assert sizes == ["usual"] * 3 + ["large"] * 12 + ["usual"] * 3
         batches = server.metric("sarm2_batch_size_count", queue="frames")
         assert batches == 6
         robot.send(fakes.frame(5))
@@ -217,13 +224,7 @@ def test_a_robot_waits_for_one_frame_of_large_pictures_at_most(
 def test_a_long_deadline_holds_up_no_frame_that_comes_after_its_answer(
     serve: Serve, fragile: RewardModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    decoded: list[bytes] = []
-
-    def observed(image: wire.Image, *, max_pixels: int) -> npt.NDArray[np.uint8]:
-        decoded.append(image.data)
-        return decode_image(image, max_pixels=max_pixels)
-
-    monkeypatch.setattr("sarm2_service.scorer.decode_image", observed)
+    decoded = watch_decoding(monkeypatch)
     server = serve(fragile, cache_bytes=0)
     with server.robot() as robot, server.robot() as other:
         robot.start("patient")

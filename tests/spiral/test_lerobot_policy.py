@@ -14,9 +14,9 @@ from safetensors.torch import save_file
 
 from sarm2_client.errors import InvalidInput, NotFound
 from sarm2_spiral.base_policy import BasePolicy, Float32Array, Moment
-from sarm2_spiral.given_policy import GivenPolicy
+from sarm2_spiral.given_policy import WEIGHTS, GivenPolicy
 from sarm2_spiral.lerobot_inputs import fitted
-from sarm2_spiral.lerobot_policy import WEIGHTS, check_weights
+from sarm2_spiral.lerobot_policy import check_weights
 from spiral import tiny_lerobot
 from spiral.small_moments import small_moment
 from spiral.tiny_lerobot import save_policy

@@ -13,6 +13,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Literal, TypeAlias
 
+from sarm2_rollouts.perturbations import UNEVEN, Unevenness
 from sarm2_spiral.config import PolicyKind, SpiralConfig
 from sarm2_spiral.folder import SpiralFolder, Updater
 from sarm2_spiral.progress import Reward
@@ -35,17 +36,16 @@ ARMS: MappingProxyType[Arm, tuple[Reward, Updater, bool, str]] = MappingProxyTyp
 
 @dataclass(frozen=True)
 class Demonstrations:
-    """What pi_1 is cloned from: how many, and how uneven (see `LoopConfig`)."""
+    """What pi_1 is cloned from: how many, and how uneven."""
 
     count: int
-    noise: float = 0.2
-    bad_rate: float = 0.02
+    uneven: Unevenness = UNEVEN
 
 
 DEMOS: MappingProxyType[tuple[str, PolicyKind], Demonstrations] = MappingProxyType(
     {
         ("hammer", "image"): Demonstrations(12),
-        ("drawer-open", "image"): Demonstrations(8, noise=0.5, bad_rate=0.1),
+        ("drawer-open", "image"): Demonstrations(8, Unevenness(noise=0.5, bad_rate=0.1)),
         ("bin-picking", "state"): Demonstrations(7),
         ("pick-place", "state"): Demonstrations(16),
         ("pick-place", "image"): Demonstrations(25),
@@ -95,8 +95,8 @@ class Cell:
             base.loop,
             adapt=adapt,
             demos=min(demos.count, base.loop.demos),
-            demo_noise=demos.noise,
-            demo_bad_rate=demos.bad_rate,
+            demo_noise=demos.uneven.noise,
+            demo_bad_rate=demos.uneven.bad_rate,
         )
         place = root / self.name / f"seed{seed}"
         return SpiralFolder(place, self.task, self.kind, seed, replace(base, loop=loop), reward, updater)

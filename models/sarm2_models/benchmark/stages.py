@@ -83,7 +83,6 @@ def report(ticker: Ticker, bench: BenchmarkFolder) -> None:
         "unseen": plain(unseen),
         "probe_r2": plain(probes),
     }
-    bench.report.mkdir(parents=True, exist_ok=True)
     with whole_file(bench.report / "benchmark.json") as fresh:
         fresh.write_text(json.dumps(content, indent=1) + "\n")
     tables = Tables(measured, by_task, over, less, held, unseen, probes)

@@ -21,7 +21,7 @@ import torch
 
 from sarm2_client.errors import InvalidInput
 from sarm2_models.calibration import Calibration
-from sarm2_models.checkpoint import default_bundle, is_bundle, load_bundle, save_bundle
+from sarm2_models.checkpoint import default_bundle, load_bundle, may_replace, save_bundle
 from sarm2_models.device import check_device
 from sarm2_models.estimate import Estimate
 from sarm2_models.metrics import evaluate
@@ -165,7 +165,7 @@ def check_out(out: Path, bundle: Path) -> None:
 
 def check_replaced(out: Path) -> None:
     """Raise InvalidInput where something else than a bundle lies at `out`, which would be replaced."""
-    if out.exists() and not is_bundle(out) and any(out.iterdir()):
+    if not may_replace(out):
         raise InvalidInput(f"--out {out} exists and is no bundle; choose another folder", field="out")
 
 
