@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import fcntl
 import json
+import os
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from rich.console import Console
 
@@ -23,8 +24,8 @@ from sarm2_rollouts.whole_file import whole_file
 FILE = "run.json"
 LOCK = ".lock"
 
-_HELD: dict[Path, IO[str]] = {}
-"""Locks of the folders that this process works in. They go with it, however it ends."""
+_HELD: dict[Path, int] = {}
+"""Descriptors of the locks of the folders that this process works in. They go with it, however it ends."""
 
 
 @dataclass(frozen=True)
@@ -106,18 +107,18 @@ def hold(root: Path) -> None:
     if path in _HELD:
         if path.exists():
             return
-        _HELD.pop(path).close()  # it was deleted with its folder, and keeps nobody away
+        os.close(_HELD.pop(path))  # it was deleted with its folder, and keeps nobody away
     root.mkdir(parents=True, exist_ok=True)
-    file = path.open("w")
+    lock = os.open(path, os.O_RDWR | os.O_CREAT)
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        file.close()
+        os.close(lock)
         raise Conflict(
             f"another process works in {root}, and two would write over each other's files; wait for it, or "
             "choose another folder with --out"
         ) from None
-    _HELD[path] = file
+    _HELD[path] = lock
 
 
 def tries_of_stages(root: Path) -> dict[str, int]:
