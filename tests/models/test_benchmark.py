@@ -32,8 +32,10 @@ from sarm2_models.benchmark.measure import INTERVAL_METRICS, PROGRESS_METRICS, S
 from sarm2_models.benchmark.plan import TASKS, UNSEEN, make_benchmark
 from sarm2_models.benchmark.probe import r2
 from sarm2_models.benchmark.run import BenchmarkRun
+from sarm2_models.benchmark.setting import SETTINGS, Setting
 from sarm2_models.benchmark.single_task import StageProgress, stage_starts, stage_targets
 from sarm2_models.benchmark.table import Tables, verdict
+from sarm2_models.benchmark.tuning import TUNED, chosen, errors, tuned
 from sarm2_models.config import preset
 from sarm2_models.estimate import Estimate, ratio
 from sarm2_models.train.layout import RunFolder
@@ -48,7 +50,9 @@ PLAN = TrainPlan(
     episodes={"train": FEW, "calibration": FEW, "test": FEW},
     heads=HeadPlan(stage_steps=2, value_steps=2, batch=8),
 )
-EXTRAS = Extras(policy_steps=2, policy_rollouts=2, unseen_tasks=("window-open",), unseen=FEW)
+EXTRAS = Extras(
+    policy_steps=2, policy_rollouts=2, unseen_tasks=("window-open",), unseen=FEW, settings=SETTINGS[:2]
+)
 
 
 def benchmark_run(root: Path, seeds: tuple[int, ...] = (0, 1)) -> BenchmarkRun:
@@ -121,6 +125,49 @@ def test_who_learns_differs_by_seed_and_who_does_not_is_run_once(finished: Bench
     assert not np.array_equal(one.progress_T, other.progress_T)
     assert not finished.answers("clock", 1, "test").exists()
     assert all(finished.answers("clock", 0, exam).exists() for exam in EXAMS)
+
+
+def test_whoever_learns_in_its_own_way_tries_every_setting_and_keeps_the_best(
+    finished: BenchmarkFolder,
+) -> None:
+    assert TUNED == ("sarm2", "state_only", "single_task_one", "single_task_all", "language")
+    report = json.loads((finished.report / "benchmark.json").read_text())["tuning"]
+    assert report.keys() == set(TUNED)
+    for name, row in report.items():
+        assert list(row["progress_mse"]) == ["planned", "half_rate"]
+        assert row["chosen"] == min(row["progress_mse"], key=row["progress_mse"].get), name
+        assert len(set(row["progress_mse"].values())) == 2, "each setting has its own training"
+    text = (finished.report / "benchmark.md").read_text()
+    assert f"**{errors(finished, 'language')[chosen(finished, 'language').name]:.3g}**" in text
+
+
+def test_a_contender_is_trained_with_what_it_chose_and_an_ablation_with_what_sarm2_chose(
+    finished: BenchmarkFolder, tmp_path: Path
+) -> None:
+    bench = replace(finished, run=replace(finished.run, root=tmp_path))
+    for name, best in (("sarm2", "half_rate"), ("language", "planned")):
+        for setting in ("planned", "half_rate"):
+            path = tmp_path / "tuning" / setting / name / "seed1000" / "error.json"
+            path.parent.mkdir(parents=True)
+            path.write_text(json.dumps({"progress_mse": 0.1 if setting == best else 0.2}))
+    rates = {
+        name: tuned(bench, name).run.plan.heads.value_learning_rate
+        for name in ("sarm2", "sarm2_no_stage", "oracle_primitive", "language", "clock")
+    }
+    planned = PLAN.heads.value_learning_rate
+    assert list(rates.values()) == [planned / 2, planned / 2, planned / 2, planned, planned]
+
+
+def test_a_setting_is_a_factor_on_the_plan() -> None:
+    plan = HeadPlan()
+    found = Setting("any", rate=3.0, noise=2.0).of(plan)
+    assert found == replace(
+        plan,
+        stage_learning_rate=3 * plan.stage_learning_rate,
+        value_learning_rate=3 * plan.value_learning_rate,
+        noise=2 * plan.noise,
+    )
+    assert SETTINGS[0].of(plan) == plan
 
 
 def test_all_test_episodes_are_fresh(finished: BenchmarkFolder) -> None:
@@ -241,7 +288,7 @@ def test_the_report_begins_with_what_is_missed_and_what_brings_nothing() -> None
         "sarm2_no_stage": {"demo_mse": same, "rollout_mse": same},
         "sarm2_no_multigate": {"demo_mse": same, "rollout_mse": smaller},
     }
-    tables = Tables({}, {}, over, {}, {"ece": good, "jitter": bad}, {}, {})
+    tables = Tables({}, {}, over, {}, {"ece": good, "jitter": bad}, {}, {}, {})
     said = verdict(tables)
     assert said.startswith("> Missed: jitter.")
     assert "For the stage estimator and the gates it chooses no difference" in said
@@ -259,7 +306,7 @@ def test_the_report_begins_with_where_a_baseline_is_better_and_whether_the_aim_i
     good = Bar(Estimate(0.5, 0.4, 0.6, 9), "at most", 0.5)
     larger, half = Estimate(1.2, 1.1, 1.3, 9), Estimate(0.5, 0.4, 0.6, 9)
     over = {name: {"demo_mse": half, "rollout_mse": half} for name in BASELINES}
-    tables = Tables({}, {}, over, {}, {"ece": good}, {}, {})
+    tables = Tables({}, {}, over, {}, {"ece": good}, {}, {}, {})
     assert verdict(tables) == "> Every bar is reached."
     over["language"] = {"demo_mse": larger, "rollout_mse": Estimate(0.9, 0.8, 1.0, 9)}
     assert verdict(tables).splitlines()[2::2] == [

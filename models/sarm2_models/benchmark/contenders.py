@@ -60,12 +60,19 @@ class Contender(ABC):
         name: in files and tables. summary: what it is, in words.
         learns: whether it is trained, and so differs from seed to seed.
         names_primitives: whether its primitives and confidence mean anything.
+        like: the contender whose tuning it takes over; its own by default.
     """
 
     name: str
     summary: str
     learns: bool = True
     names_primitives: bool = False
+    like: str = ""
+
+    @property
+    def tuned_as(self) -> str:
+        """The contender whose setting it is trained with."""
+        return self.like or self.name
 
     @abstractmethod
     def answer(self, bench: BenchmarkFolder, seed: int, exam: Exam, tick: Tick) -> Predictions:
@@ -364,15 +371,23 @@ class Told(Contender):
 SARM2 = Sarm2("sarm2", "SARM2", names_primitives=True)
 _ALL: tuple[Contender, ...] = (
     SARM2,
-    Sarm2("sarm2_no_stage", "without the stage estimator and the gates it chooses", stage=False),
-    Sarm2("sarm2_no_multigate", "one gate for all primitives", names_primitives=True, multigate=False),
-    Sarm2("sarm2_no_anchor", "without the first frame", names_primitives=True, anchor=False),
+    Sarm2(
+        "sarm2_no_stage", "without the stage estimator and the gates it chooses", like="sarm2", stage=False
+    ),
+    Sarm2(
+        "sarm2_no_multigate",
+        "one gate for all primitives",
+        names_primitives=True,
+        like="sarm2",
+        multigate=False,
+    ),
+    Sarm2("sarm2_no_anchor", "without the first frame", names_primitives=True, like="sarm2", anchor=False),
     Sarm2("state_only", "SARM2 on proprioception alone", names_primitives=True, variant="state_only"),
     SingleTask("single_task_one", "SARM v1's form, a model a task, one camera", cameras=("corner",)),
     SingleTask("single_task_all", "SARM v1's form, a model a task, all cameras"),
     Language("language", "ReWiND's form: frames and instruction, rewound, no stages"),
     GoalFrame("goal_frame", "distance to the goal frame", learns=False),
-    Told("oracle_primitive", "SARM2 told the true primitive (an oracle)"),
+    Told("oracle_primitive", "SARM2 told the true primitive (an oracle)", like="sarm2"),
     Blind("clock", "time over the mean time", learns=False),
     Blind("constant", "0.5", learns=False, ticks=False),
 )

@@ -6,7 +6,7 @@ Shapes: T frames.
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Literal, TypeAlias, get_args
+from typing import Literal, TypeAlias
 
 import numpy as np
 
@@ -16,16 +16,18 @@ from sarm2_models.train.variants import Variant
 from sarm2_models.train.windows import Frames
 from sarm2_models.window import IntArray
 
-Exam: TypeAlias = Literal["test", "policy", "reversed", "other_task"]
+Exam: TypeAlias = Literal["test", "policy", "reversed", "other_task", "calibration"]
 """`test`: fresh episodes. `policy`: rollouts of cloned policies. `reversed`: the test episodes played
-backwards. `other_task`: the test episodes under the next task's instruction."""
+backwards. `other_task`: the test episodes under the next task's instruction. `calibration`: the calibration
+episodes, by which tuning chooses; nobody's numbers."""
 
-EXAMS: tuple[Exam, ...] = get_args(Exam)
+EXAMS: tuple[Exam, ...] = ("test", "policy", "reversed", "other_task")
+"""Those that everybody is measured by."""
 
 
 def exam_split(exam: Exam) -> Split:
     """The split that an exam is made of."""
-    return "policy" if exam == "policy" else "test"
+    return exam if exam == "policy" or exam == "calibration" else "test"
 
 
 def exam_frames(bench: BenchmarkFolder, variant: Variant, exam: Exam) -> Frames:

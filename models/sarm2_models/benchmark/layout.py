@@ -4,6 +4,7 @@ data/, index/, embeddings/          as in a training run, with a split `test` of
 data/policy/, ...                   rollouts of cloned policies
 policies/TASK/                      the cloned policies
 unseen/                             data of tasks that nothing here is trained on
+tuning/SETTING/NAME/seedS/          the trials of tuning: weights and error.json
 contenders/NAME/seedS/              weights, and EXAM.npz: what it says of every frame of an exam
 report/                             benchmark.json, benchmark.md and pictures
 """
@@ -17,6 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from sarm2_models.benchmark.setting import Setting
 from sarm2_models.train.calibrate import Predictions
 from sarm2_models.train.layout import RunFolder
 from sarm2_models.train.plan import SEED_BLOCKS, Episodes, PlannedEpisode
@@ -31,12 +33,14 @@ class Extras:
         policy_steps: of training each cloned policy. policy_rollouts: of each policy.
         unseen_tasks: tasks that nothing is trained on.
         unseen: how many episodes of each of them.
+        settings: what tuning tries.
     """
 
     policy_steps: int
     policy_rollouts: int
     unseen_tasks: tuple[str, ...]
     unseen: Episodes
+    settings: tuple[Setting, ...]
 
 
 TRAINED_ON = "trained_on.txt"
@@ -49,12 +53,14 @@ class BenchmarkFolder:
     Attributes:
         run: the data, the frozen encoder and the plan.
         seeds: of training; every contender that learns is trained once from each.
-        extras: policies and unseen tasks.
+        extras: policies, unseen tasks and tuning.
+        work: where inside the folder contenders are.
     """
 
     run: RunFolder
     seeds: tuple[int, ...]
     extras: Extras
+    work: str = "contenders"
 
     @property
     def unseen(self) -> RunFolder:
@@ -81,7 +87,7 @@ class BenchmarkFolder:
 
     def contender(self, name: str, seed: int) -> Path:
         """Where a contender keeps its weights and its answers."""
-        return self.run.root / "contenders" / name / f"seed{seed}"
+        return self.run.root / self.work / name / f"seed{seed}"
 
     def answers(self, name: str, seed: int, exam: str) -> Path:
         """What it says of every frame of an exam."""
@@ -92,7 +98,7 @@ class BenchmarkFolder:
         path = self.contender(name, seed) / TRAINED_ON
         if not path.exists():
             with whole_file(path) as fresh:
-                fresh.write_text(f"{self.run.device}, torch {torch.__version__}")
+                fresh.write_text(f"{_machine(self.run.device)}, torch {torch.__version__}")
 
     def trained_on(self, name: str) -> list[str]:
         """Where a contender was trained, in words; several where seeds differ."""
@@ -102,6 +108,11 @@ class BenchmarkFolder:
     def settings(self) -> dict[str, Any]:
         """What must be equal for a benchmark to be gone on with."""
         return self.run.settings() | {"training_seeds": list(self.seeds), "extras": asdict(self.extras)}
+
+
+def _machine(device: str) -> str:
+    """A device in words: a GPU's own name beside `cuda`."""
+    return f"{device} ({torch.cuda.get_device_name(device)})" if device != "cpu" else device
 
 
 def save_predictions(path: Path, predictions: Predictions) -> None:

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from sarm2_models.benchmark.layout import BenchmarkFolder, Extras
+from sarm2_models.benchmark.setting import SETTINGS
 from sarm2_models.checkpoint import default_bundle
 from sarm2_models.device import check_device
 from sarm2_models.train.given_encoder import GivenEncoder
@@ -50,8 +51,8 @@ QUICK = TrainPlan(
     },
     heads=HeadPlan(stage_steps=60, value_steps=60, batch=64),
 )
-FULL_EXTRAS = Extras(1500, 12, UNSEEN, Episodes(demo=10, clean_demo=0, perturbed=12, random=2))
-QUICK_EXTRAS = Extras(40, 2, UNSEEN[:1], Episodes(demo=2, clean_demo=0, perturbed=2, random=0))
+FULL_EXTRAS = Extras(1500, 12, UNSEEN, Episodes(demo=10, clean_demo=0, perturbed=12, random=2), SETTINGS)
+QUICK_EXTRAS = Extras(40, 2, UNSEEN[:1], Episodes(demo=2, clean_demo=0, perturbed=2, random=0), SETTINGS[:2])
 """`QUICK` proves in some minutes that everything works; its numbers mean nothing."""
 
 

@@ -14,19 +14,16 @@ from sarm2_models.benchmark import stages
 from sarm2_models.benchmark.cloned_policy import policy_episode
 from sarm2_models.benchmark.contenders import CONTENDERS, Told
 from sarm2_models.benchmark.layout import BenchmarkFolder
+from sarm2_models.benchmark.tuning import TUNED
 from sarm2_models.train import stages as training
 from sarm2_models.train.jobs import Job, dealt, run_jobs
 from sarm2_models.train.layout import SHARDS, RunFolder
 from sarm2_models.train.run import Recorder, record_split
-from sarm2_models.train.variants import Variant
 from sarm2_rollouts.collection import iterate_episodes
 from sarm2_rollouts.episode import Episode
 from sarm2_rollouts.metaworld_robot import STATE_NAMES, EpisodePlan
 from sarm2_rollouts.recorder import PlannedEpisode, record
 from sarm2_rollouts.run_record import RunRecord
-
-SHARED: tuple[Variant, ...] = ("full", "state_only")
-"""What stage estimators see; each is trained once a seed, for all contenders who see the same."""
 
 Work: TypeAlias = tuple[str, Callable[..., None], tuple[Any, ...]]
 """Name, function and arguments of a job."""
@@ -84,6 +81,7 @@ class BenchmarkRun:
         if bench.extras.unseen_tasks:
             self._scripted(bench.unseen, "unseen tasks: ")
         self._cloned()
+        self._jobs("tuning", self._trials())
         self._jobs("stage estimators", self._shared())
         self._jobs("contenders", self._contenders(told=False))
         self._jobs("oracle", self._contenders(told=True))  # after those whose heads it uses
@@ -115,11 +113,18 @@ class BenchmarkRun:
         work: list[Work] = [(f"embed {n + 1}", training.embed, (run, share)) for n, share in shares]
         self._jobs(f"{title}embed", work)
 
+    def _trials(self) -> list[Work]:
+        return [
+            (f"{name} {setting.name}", stages.try_setting, (self.bench, name, setting))
+            for name in TUNED
+            for setting in self.bench.extras.settings
+        ]
+
     def _shared(self) -> list[Work]:
         return [
             (f"stage {variant} {seed}", stages.stage, (self.bench, variant, seed))
             for seed in self.bench.seeds
-            for variant in SHARED
+            for variant in stages.SHARED
         ]
 
     def _contenders(self, *, told: bool) -> list[Work]:

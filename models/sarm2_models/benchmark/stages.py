@@ -6,6 +6,7 @@ import json
 import os
 import platform
 from collections.abc import Sequence
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,9 @@ from sarm2_models.benchmark.exams import EXAMS
 from sarm2_models.benchmark.layout import BenchmarkFolder, load_predictions, save_predictions
 from sarm2_models.benchmark.measure import against, measure_contenders, plain, scored_by
 from sarm2_models.benchmark.probe import probe_tasks
+from sarm2_models.benchmark.setting import Setting
 from sarm2_models.benchmark.table import Tables, markdown
+from sarm2_models.benchmark.tuning import TUNED, chosen, errors, trial, tuned
 from sarm2_models.benchmark.unseen import measure_unseen
 from sarm2_models.estimate import Estimate
 from sarm2_models.train.heads import Windows, chunks, scoring, text_inputs
@@ -32,10 +35,21 @@ from sarm2_rollouts.whole_file import whole_file
 
 TRAIN_AND_TEST: tuple[Split, Split] = ("train", "test")
 
+SHARED: MappingProxyType[Variant, str] = MappingProxyType({"full": "sarm2", "state_only": "state_only"})
+"""What stage estimators see, each trained once a seed, and whose tuning those share who see the same."""
+
+
+def try_setting(ticker: Ticker, bench: BenchmarkFolder, name: str, setting: Setting) -> None:
+    """Train one contender with one setting, and judge it."""
+    trial(bench, name, setting, ticker.tick)
+    ticker.tick(1, 1)
+
 
 def stage(ticker: Ticker, bench: BenchmarkFolder, variant: Variant, seed: int) -> None:
-    """Train the stage estimator that several contenders share."""
-    stage_estimator(bench, variant, variant_config(bench.run.config, variant), seed, ticker.tick)
+    """Train the stage estimator that several contenders share, who are tuned alike."""
+    owner = SHARED[variant]
+    config = variant_config(bench.run.config, variant)
+    stage_estimator(tuned(bench, owner), variant, config, seed, ticker.tick)
     ticker.tick(1, 1)
 
 
@@ -53,7 +67,7 @@ def contend(ticker: Ticker, bench: BenchmarkFolder, name: str, seed: int) -> Non
     for exam in EXAMS:
         path = bench.answers(name, seed, exam)
         if not path.exists():
-            save_predictions(path, CONTENDERS[name].answer(bench, seed, exam, ticker.tick))
+            save_predictions(path, CONTENDERS[name].answer(tuned(bench, name), seed, exam, ticker.tick))
     ticker.tick(1, 1)
 
 
@@ -63,6 +77,9 @@ def report(ticker: Ticker, bench: BenchmarkFolder) -> None:
     over, less = against(measured)
     probes, unseen = probe(bench), measure_unseen(bench)
     held = bars(measured, by_task, over, less, probes["all"])
+    tuning = {
+        name: {"progress_mse": errors(bench, name), "chosen": chosen(bench, name).name} for name in TUNED
+    }
     content = {
         "settings": bench.settings(),
         "machine": {
@@ -74,6 +91,7 @@ def report(ticker: Ticker, bench: BenchmarkFolder) -> None:
             "trained_on": {name: found for name in CONTENDERS if (found := bench.trained_on(name))},
         },
         "data": {split: split_size(bench.run, split) for split in (*bench.run.splits, "policy")},
+        "tuning": tuning,
         "summaries": {name: one.summary for name, one in CONTENDERS.items()},
         "models": plain(measured),
         "tasks": {task: plain(table) for task, table in by_task.items()},
@@ -85,7 +103,7 @@ def report(ticker: Ticker, bench: BenchmarkFolder) -> None:
     }
     with whole_file(bench.report / "benchmark.json") as fresh:
         fresh.write_text(json.dumps(content, indent=1) + "\n")
-    tables = Tables(measured, by_task, over, less, held, unseen, probes)
+    tables = Tables(measured, by_task, over, less, held, unseen, probes, tuning)
     with whole_file(bench.report / "benchmark.md") as fresh:
         fresh.write_text(markdown(tables, about(content)))
     ticker.tick(1, 2, "pictures")
@@ -133,8 +151,9 @@ def about(content: dict[str, Any]) -> str:
         f"{', '.join(map(str, settings['training_seeds']))}.",
         f"Every contender learns from the same {data['train']['episodes']} episodes "
         f"({data['train']['frames']} frames) through the same frozen encoder, with the same optimiser and "
-        f"batches of {plan['batch']} windows. The settings are those that SARM2 was tuned to; nothing was "
-        "tuned for any other contender.",
+        f"batches of {plan['batch']} windows. Every contender had the same budget of tuning: one training "
+        f"with each of {len(settings['extras']['settings'])} settings, the best of them by the calibration "
+        "episodes, and SARM2's own for SARM2 without a part. All else is as SARM2 was developed with.",
         f"SARM2 sees {plan['stage_steps']} + {plan['value_steps']} batches (stage estimator, value decoder), "
         "the language model as many as both, and so do all single-task models together. Two terms of the "
         "loss are SARM2's alone: privileged hints for the stage estimator, and the change between "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from sarm2_models.benchmark.bars import BASELINES, Bar
 from sarm2_models.benchmark.contenders import CONTENDERS
@@ -80,6 +81,7 @@ class Tables:
         bars: what has to be reached.
         unseen: SARM2 on tasks that nothing was trained on.
         probes: R2 of the embeddings by task and point.
+        tuning: by contender, `progress_mse` of each setting and which is `chosen`.
     """
 
     measured: Table
@@ -89,6 +91,7 @@ class Tables:
     bars: Mapping[str, Bar]
     unseen: Table
     probes: Table
+    tuning: Mapping[str, Mapping[str, Any]]
 
 
 def markdown(tables: Tables, about: str) -> str:
@@ -132,6 +135,11 @@ def markdown(tables: Tables, about: str) -> str:
         first = next(iter(tables.unseen.values()))
         seen = "No head was trained on them; the shipped encoder has seen their pictures. SARM2 alone."
         parts += ["## Unseen tasks", seen, _rows(tables.unseen, tuple(first))]
+    tuning = (
+        "Squared error of progress on the calibration episodes after one training with each setting; each "
+        "contender's own is set in bold. SARM2 without a part keeps SARM2's."
+    )
+    parts += ["## Tuning", tuning, _tuning(tables.tuning)]
     parts += ["## Pictures of SARM2, first training seed"]
     parts += [f"![{caption}]({name}.png)" for name, caption in PICTURES.items()]
     return "\n\n".join(parts) + "\n"
@@ -222,6 +230,16 @@ def _probes(probes: Table) -> str:
     for task, row in probes.items():
         cells = ["" if one.value is None else number(one) for one in row.values()]
         lines.append(f"| {task} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def _tuning(tuning: Mapping[str, Mapping[str, Any]]) -> str:
+    settings = list(next(iter(tuning.values()))["progress_mse"])
+    lines = ["| | " + " | ".join(settings) + " |", "|---" * (len(settings) + 1) + "|"]
+    for name, row in tuning.items():
+        tried = {setting: f"{error:.3g}" for setting, error in row["progress_mse"].items()}
+        tried[row["chosen"]] = f"**{tried[row['chosen']]}**"
+        lines.append(f"| `{name}` | " + " | ".join(tried.values()) + " |")
     return "\n".join(lines)
 
 
