@@ -305,6 +305,7 @@ def evaluate(
     - `jitter`: standard deviation (about 0) of progress minus its centred running median of 5, all episodes.
     - `primitive_accuracy`, `group_accuracy`: share of demo frames with the right primitive, the right group
       of it; `primitive_accuracy_without_null` leaves frames out that are truly null;
+      `primitive_accuracy_demo` is over demos and clean demos;
       `rollout_primitive_accuracy` and `rollout_primitive_accuracy_without_null` are over rollouts.
     - `hierarchical_loss`: mean over demo frames of 0 for the right primitive, .5 for another one of its
       group, 1 otherwise. `segment_f1`: F1 of predicted segments that overlap a true one by half, on demos.
@@ -341,6 +342,7 @@ def evaluate(
         "voc": (_demo, _order_in_time),
         "jitter": (_any, _jitter),
         "primitive_accuracy": (_demo, _primitive),
+        "primitive_accuracy_demo": (_shown, _primitive),
         "primitive_accuracy_without_null": (_demo, _primitive_without(null_index)),
         "rollout_primitive_accuracy": (_rollout, _primitive),
         "rollout_primitive_accuracy_without_null": (_rollout, _primitive_without(null_index)),

@@ -48,10 +48,12 @@ def evaluate(
 
     Uneven demonstrations, clean ones, perturbed rollouts (drops, freezes, failures) and random motion. The
     file holds `{"overall": {metric: {value, low, high, n}}, "tasks": {...}}`; `low` to `high` is a 95 %
-    bootstrap interval over episodes. Every metric is defined in `sarm2_models.metrics`.
+    bootstrap interval over episodes. `"benchmark"` is the same over those tasks alone that `sarm2 benchmark`
+    has, where there are any. Every metric is defined in `sarm2_models.metrics`.
     """
     import torch
 
+    from sarm2_models.benchmark.plan import TASKS as BENCHMARK_TASKS
     from sarm2_models.checkpoint import default_bundle
     from sarm2_models.device import check_device
     from sarm2_models.train.evaluation import Evaluator, evaluation_plan, measure, score_all
@@ -69,6 +71,8 @@ def evaluate(
     made = iterate_episodes(plan, workers)
     scored = list(track(score_all(evaluator, made), description="Scoring", total=len(plan), console=console))
     numbers = measure(evaluator, scored, seed=seed)
+    if asked_of := [one for one in scored if one.task in BENCHMARK_TASKS]:
+        numbers["benchmark"] = measure(evaluator, asked_of, seed=seed)["overall"]
     with whole_file(json_file) as fresh:
         fresh.write_text(json.dumps(numbers, indent=1) + "\n")
     for table in (_overall(numbers), _by_task(numbers)):

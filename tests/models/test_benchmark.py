@@ -30,7 +30,7 @@ from sarm2_models.benchmark.language_progress import MISMATCHED, mismatch
 from sarm2_models.benchmark.layout import BenchmarkFolder, Extras, load_predictions
 from sarm2_models.benchmark.measure import INTERVAL_METRICS, PROGRESS_METRICS, STAGE_METRICS, TRICKS
 from sarm2_models.benchmark.plan import TASKS, UNSEEN, make_benchmark
-from sarm2_models.benchmark.probe import r2
+from sarm2_models.benchmark.probe import WITH_RANDOM, probe_tasks, r2
 from sarm2_models.benchmark.run import BenchmarkRun
 from sarm2_models.benchmark.setting import SETTINGS, Setting
 from sarm2_models.benchmark.single_task import StageProgress, stage_starts, stage_targets
@@ -39,7 +39,7 @@ from sarm2_models.benchmark.tuning import TUNED, chosen, errors, tuned
 from sarm2_models.config import preset
 from sarm2_models.estimate import Estimate, ratio
 from sarm2_models.train.layout import RunFolder
-from sarm2_models.train.plan import Episodes, HeadPlan, TrainPlan
+from sarm2_models.train.plan import KINDS, Episodes, HeadPlan, TrainPlan
 from sarm2_models.train.windows import Frames
 from sarm2_rollouts.metaworld_robot import Observation
 
@@ -335,6 +335,19 @@ def test_probe_r2_is_taken_over_the_axes_that_move() -> None:
     assert nothing.value == pytest.approx(0.0)
     assert nothing.n == 2
     assert r2(0 * true_T3, said_T3, episode_T).value is None
+
+
+def test_random_motion_is_probed_apart_from_the_episodes_in_which_a_task_is_tried(
+    finished: BenchmarkFolder,
+) -> None:
+    train, test = ((finished.run.corpus(one), finished.run.frames("full", one)) for one in ("train", "test"))
+    table = probe_tasks(train, test)
+    assert list(table) == ["all", *TWO, WITH_RANDOM]
+    tried = FEW.demo + FEW.clean_demo + FEW.perturbed
+    assert table["all"]["tool"].n == tried * len(TWO)
+    assert table[WITH_RANDOM]["tool"].n == (tried + FEW.random) * len(TWO)
+    still = replace(test[0], kind_N=np.full_like(test[0].kind_N, KINDS.index("demo")))
+    assert probe_tasks(train, (still, test[1]))["all"] == probe_tasks(train, test)[WITH_RANDOM]
 
 
 def test_probe_r2_has_the_interval_of_its_episodes() -> None:

@@ -34,6 +34,7 @@ PROGRESS_METRICS = (
 )
 STAGE_METRICS = (
     "primitive_accuracy",
+    "primitive_accuracy_demo",
     "primitive_accuracy_without_null",
     "rollout_primitive_accuracy",
     "rollout_primitive_accuracy_without_null",

@@ -1,7 +1,8 @@
 """How exactly the frozen embeddings tell where things are: a linear probe within each task.
 
 R2 is taken within a task, against the variance of that task's own frames: over tasks nearly all variance is
-which task it is, and any picture tells that.
+which task it is, and any picture tells that. Episodes of random motion are asked apart: they take the tool to
+where no attempt at a task goes, often out of every fixed camera's view.
 
 Shapes: T frames, F features, 3 axes.
 """
@@ -16,11 +17,13 @@ import numpy.typing as npt
 
 from sarm2_models.estimate import Estimate, ratio
 from sarm2_models.train.corpus import Corpus
+from sarm2_models.train.plan import KINDS
 from sarm2_models.train.windows import Frames
-from sarm2_models.window import IntArray
+from sarm2_models.window import BoolArray, IntArray
 from sarm2_rollouts.simulator_state import columns
 
 POINTS = ("tool", "object", "goal")
+WITH_RANDOM = "with random motion"
 RIDGE = 30.0
 """Weight of the squared coefficients, on features of unit variance."""
 LEAST_DEVIATION = 0.005
@@ -31,19 +34,25 @@ Known: TypeAlias = tuple[Corpus, Frames]
 
 
 def probe_tasks(train: Known, test: Known, seed: int = 0) -> dict[str, dict[str, Estimate]]:
-    """R2 on the test episodes by point, for every task and the mean of the tasks (`all`).
+    """R2 on the test episodes by point, for every task and the mean of the tasks: of the episodes in which a
+    task is tried (`all`), and with random motion too (`WITH_RANDOM`).
 
-    Fitted on the training episodes of the same task, from the embeddings of all views. The interval is over
+    Fitted on all training episodes of the same task, from the embeddings of all views. The interval is over
     test episodes. No value where a point does not move.
     """
-    names = train[0].task_names
-    table = {name: _probe(train, test, task, seed + task) for task, name in enumerate(names)}
-    return {"all": {point: _mean([row[point] for row in table.values()]) for point in POINTS}} | table
+    tried_T = np.repeat(test[0].kind_N != KINDS.index("random"), test[0].length_N)
+    tried, every = _table(train, test, tried_T, seed), _table(train, test, np.ones_like(tried_T), seed)
+    return {"all": _means(tried)} | tried | {WITH_RANDOM: _means(every)}
 
 
-def _probe(train: Known, test: Known, task: int, seed: int) -> dict[str, Estimate]:
-    seen_TF, asked, _ = _task(*train, task)
-    new_TF, wanted, episode_T = _task(*test, task)
+def _table(train: Known, test: Known, asked_T: BoolArray, seed: int) -> dict[str, dict[str, Estimate]]:
+    names = enumerate(train[0].task_names)
+    return {name: _probe(train, test, asked_T, task, seed + task) for task, name in names}
+
+
+def _probe(train: Known, test: Known, asked_T: BoolArray, task: int, seed: int) -> dict[str, Estimate]:
+    seen_TF, asked, _ = _task(*train, np.flatnonzero(train[1].task_T == task))
+    new_TF, wanted, episode_T = _task(*test, np.flatnonzero((test[1].task_T == task) & asked_T))
     mean_F, scale_F = seen_TF.mean(axis=0), np.maximum(seen_TF.std(axis=0), 1e-6)
     seen_TF, new_TF = (seen_TF - mean_F) / scale_F, (new_TF - mean_F) / scale_F
     gram = seen_TF.T @ seen_TF + RIDGE * np.eye(seen_TF.shape[1])
@@ -70,6 +79,10 @@ def r2(true_T3: Floats, said_T3: Floats, episode_T: IntArray, seed: int = 0) -> 
     return Estimate.of(1.0 - unexplained.value, samples, unexplained.n)
 
 
+def _means(table: Mapping[str, Mapping[str, Estimate]]) -> dict[str, Estimate]:
+    return {point: _mean([row[point] for row in table.values()]) for point in POINTS}
+
+
 def _mean(by_task: Sequence[Estimate]) -> Estimate:
     """The mean of the tasks that have a value; each task's episodes were drawn apart."""
     known = [(one.value, one.samples) for one in by_task if one.value is not None and one.samples is not None]
@@ -79,8 +92,7 @@ def _mean(by_task: Sequence[Estimate]) -> Estimate:
     return Estimate.of(float(np.mean(values)), np.mean(samples, axis=0), sum(one.n for one in by_task))
 
 
-def _task(corpus: Corpus, frames: Frames, task: int) -> tuple[Floats, Mapping[str, Floats], IntArray]:
-    mine_T = np.flatnonzero(frames.task_T == task)
+def _task(corpus: Corpus, frames: Frames, mine_T: IntArray) -> tuple[Floats, Mapping[str, Floats], IntArray]:
     features_TF = frames.embeddings_TCD[mine_T].reshape(len(mine_T), -1).astype(np.float64)
     simulator_TK = corpus.simulator_TK[mine_T]
     points = {point: columns(simulator_TK, point, corpus.simulator_names) for point in POINTS}

@@ -28,6 +28,7 @@ FALLS = ("drop_recall", "false_drop_rate", "regress_recall", "regress_delay_s")
 ORDER = ("voc", *TRICKS)
 STAGES = (
     "primitive_accuracy",
+    "primitive_accuracy_demo",
     "primitive_accuracy_without_null",
     "rollout_primitive_accuracy_without_null",
     "group_accuracy",
