@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 import os
 import socket
@@ -118,11 +119,16 @@ def bind(settings: Settings) -> socket.socket:
     except UnicodeError:  # of the name's encoding, before anything is asked
         raise InvalidInput(f"{settings.host!r} is no host name; choose another one", field="host") from None
     except OSError as error:
-        raise InvalidInput(
-            f"cannot listen on {settings.host}:{settings.port}: {error.strerror}; choose another one",
-            field="port",
-        ) from None
+        raise not_to_be_had(settings, error) from None
     return listener
+
+
+def not_to_be_had(settings: Settings, error: OSError) -> InvalidInput:
+    """What to say of an address that somebody else has."""
+    return InvalidInput(
+        f"cannot listen on {settings.host}:{settings.port}: {error.strerror}; choose another one",
+        field="port",
+    )
 
 
 def serve(settings: Settings) -> None:
@@ -130,4 +136,10 @@ def serve(settings: Settings) -> None:
     logs.configure(settings.log_level)
     with bind(settings) as listener:
         server = make_server(settings, build_app(settings, load_model(settings)))
-        asyncio.run(server.serve(sockets=[listener]))
+        try:
+            asyncio.run(server.serve(sockets=[listener]))
+        except OSError as error:
+            # Two that load at once may both take an address; the first to be ready listens.
+            if error.errno != errno.EADDRINUSE:
+                raise
+            raise not_to_be_had(settings, error) from None

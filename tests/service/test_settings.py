@@ -18,7 +18,8 @@ from prometheus_client import CollectorRegistry
 import fakes
 from running_server import RunningServer, wait_until
 from sarm2_client.errors import InvalidInput, NotFound
-from sarm2_service import logs
+from sarm2_models.reward_model import RewardModel
+from sarm2_service import logs, run
 from sarm2_service.app import create_app
 from sarm2_service.cache import EmbeddingCache
 from sarm2_service.metrics import Metrics
@@ -109,6 +110,21 @@ def test_a_bundle_that_is_missing_or_altered_is_refused_at_start(tmp_path: Path)
 def test_a_taken_port_is_told_before_the_model_is_loaded(server: RunningServer) -> None:
     with pytest.raises(InvalidInput, match=f"127.0.0.1:{server.port}"):
         serve(Settings(port=server.port, bundle=Path("/nowhere")))
+
+
+def test_the_later_of_two_that_load_at_once_is_told_of_the_taken_port(
+    server: RunningServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with bind(Settings(port=0)) as first:
+        settings = Settings(port=first.getsockname()[1])
+
+        def load_while_the_first_gets_ready(settings: Settings) -> RewardModel:
+            first.listen()
+            return server.model
+
+        monkeypatch.setattr(run, "load_model", load_while_the_first_gets_ready)
+        with pytest.raises(InvalidInput, match=f"127.0.0.1:{settings.port}"):
+            serve(settings)
 
 
 def test_a_host_that_is_no_name_is_refused() -> None:
