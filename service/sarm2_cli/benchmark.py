@@ -43,7 +43,7 @@ def benchmark(
     The contenders: SARM2; without its stage estimator, its multi-gate, its first frame; on proprioception
     alone; SARM v1's form (a model a task, one camera and all); ReWiND's form (language, rewound, no stages);
     the distance to the goal frame; the clock; a constant. All see the same frozen embeddings and,
-    where they learn, as many training windows, from several seeds.
+    where they learn, as many training windows, from several seeds, after as many trials of tuning.
 
     `OUT/report/` holds benchmark.json (`models.NAME.METRIC.{value, low, high, n}`), benchmark.md and
     pictures: confusion of primitives, use of the experts, best, median and worst curve of each task.

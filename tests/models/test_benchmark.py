@@ -108,8 +108,8 @@ def test_the_report_reads_as_tables_and_pictures(finished: BenchmarkFolder) -> N
 
 def test_a_finished_benchmark_trains_nothing_twice_and_is_not_overwritten(finished: BenchmarkFolder) -> None:
     def times() -> dict[Path, int]:
-        kept = finished.run.root / "contenders"
-        return {path: path.stat().st_mtime_ns for path in kept.rglob("*") if path.is_file()}
+        kept = [path for name in ("tuning", "contenders") for path in (finished.run.root / name).rglob("*.*")]
+        return {path: path.stat().st_mtime_ns for path in kept}
 
     before = times()
     benchmark_run(finished.run.root).start(resume=True)
@@ -313,6 +313,19 @@ def test_the_report_begins_with_where_a_baseline_is_better_and_whether_the_aim_i
         "> `demo_mse` is 1.2 (1.1 to 1.3) of `language`'s: larger beyond the interval.",
         "> The aim of 25% less error on rollouts than every trained baseline, beyond the interval, is "
         "missed.",
+    ]
+
+
+def test_the_report_begins_with_where_a_harder_exam_is_missed_too() -> None:
+    good, low = Bar(Estimate(0.5, 0.4, 0.6, 9), "at most", 0.5), Estimate(0.95, 0.94, 0.96, 9)
+    tables = Tables({"sarm2": {"primitive_accuracy": low}}, {}, {}, {}, {"ece": good}, {}, {}, {})
+    assert verdict(tables).splitlines()[2::2] == [
+        "> `primitive_accuracy`, on uneven demonstrations alone, is 0.95 (0.94 to 0.96): under the 0.96 that "
+        "is asked of even and uneven ones together.",
+    ]
+    probed = replace(tables, measured={}, probes={WITH_RANDOM: {"tool": low, "object": low}})
+    assert verdict(probed).splitlines()[2::2] == [
+        "> The probe's R2 of the tool is 0.95 (0.94 to 0.96) where random motion is probed too: under 0.96.",
     ]
 
 

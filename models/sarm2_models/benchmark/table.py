@@ -6,9 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sarm2_models.benchmark.bars import BASELINES, Bar
+from sarm2_models.benchmark.bars import ASKED, BASELINES, PROBED, Bar
 from sarm2_models.benchmark.contenders import CONTENDERS
 from sarm2_models.benchmark.measure import DIFFERENCES, RATIOS, TRICKS
+from sarm2_models.benchmark.probe import WITH_RANDOM
 from sarm2_models.estimate import Estimate
 
 Table = Mapping[str, Mapping[str, Estimate]]
@@ -152,6 +153,7 @@ def verdict(tables: Tables) -> str:
     lines = [f"Missed: {', '.join(missed)}."] if missed else []
     lines += [f"Not measured: {', '.join(unknown)}."] if unknown else []
     lines = lines or ["Every bar is reached."]
+    lines += _harder(tables)
     for name, part in PARTS.items():
         found = {metric: _verdict(tables.over[name][metric]) for metric in RATIOS if name in tables.over}
         worse = [f"`{metric}`" for metric, said in found.items() if said == LARGER]
@@ -167,6 +169,27 @@ def verdict(tables: Tables) -> str:
             "interval, is missed."
         )
     return "\n>\n".join(f"> {line}" for line in lines)
+
+
+def _harder(tables: Tables) -> list[str]:
+    """Where what is reached over an exam is not over its harder part, or with more in it."""
+    lines = []
+    uneven, bar = (
+        tables.measured.get("sarm2", {}).get("primitive_accuracy"),
+        ASKED["primitive_accuracy_demo"][1],
+    )
+    if uneven is not None and uneven.value is not None and uneven.value < bar:
+        lines.append(
+            f"`primitive_accuracy`, on uneven demonstrations alone, is {number(uneven)}: under the {bar:g} "
+            "that is asked of even and uneven ones together."
+        )
+    for point, estimate in tables.probes.get(WITH_RANDOM, {}).items():
+        if estimate.value is not None and estimate.value < PROBED[point]:
+            lines.append(
+                f"The probe's R2 of the {point} is {number(estimate)} where random motion is probed too: "
+                f"under {PROBED[point]:g}."
+            )
+    return lines
 
 
 def _beaten(name: str, over: Mapping[str, Estimate]) -> list[str]:
