@@ -173,11 +173,8 @@ def verdict(tables: Tables) -> str:
 
 def _harder(tables: Tables) -> list[str]:
     """Where what is reached over an exam is not over its harder part, or with more in it."""
-    lines = []
-    uneven, bar = (
-        tables.measured.get("sarm2", {}).get("primitive_accuracy"),
-        ASKED["primitive_accuracy_demo"][1],
-    )
+    lines, (_, bar) = [], ASKED["primitive_accuracy_demo"]
+    uneven = tables.measured.get("sarm2", {}).get("primitive_accuracy")
     if uneven is not None and uneven.value is not None and uneven.value < bar:
         lines.append(
             f"`primitive_accuracy`, on uneven demonstrations alone, is {number(uneven)}: under the {bar:g} "

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
-from pathlib import Path
 from typing import TypeAlias
 
 import numpy as np
@@ -24,6 +23,8 @@ from sarm2_rollouts.whole_file import whole_file
 SEED = 1000
 """Of every trial's training."""
 
+ERROR = "error.json"
+
 TUNED = tuple(name for name, one in CONTENDERS.items() if one.learns and one.tuned_as == name)
 """Who learns in a way of its own."""
 
@@ -34,10 +35,11 @@ Errors: TypeAlias = dict[str, float]
 def trial(bench: BenchmarkFolder, name: str, setting: Setting, tick: Tick) -> None:
     """Train a contender with a setting and write down how much it errs on the calibration episodes: the mean
     over their frames of the squared error of progress."""
-    path = _error(bench, name, setting)
+    tried = _trial(bench, setting)
+    path = tried.contender(name, SEED) / ERROR
     if path.exists():
         return
-    said = CONTENDERS[name].answer(_with(bench, setting, f"tuning/{setting.name}"), SEED, "calibration", tick)
+    said = CONTENDERS[name].answer(tried, SEED, "calibration", tick)
     true_T = exam_frames(bench, "state_only", "calibration").progress_T
     error = float(np.mean(np.square(said.progress_T - true_T, dtype=np.float64)))
     with whole_file(path) as fresh:
@@ -46,8 +48,8 @@ def trial(bench: BenchmarkFolder, name: str, setting: Setting, tick: Tick) -> No
 
 def errors(bench: BenchmarkFolder, name: str) -> Errors:
     """What came out of a contender's trials, in the order of the settings."""
-    found = {setting.name: _error(bench, name, setting) for setting in bench.extras.settings}
-    return {setting: json.loads(path.read_text())["progress_mse"] for setting, path in found.items()}
+    folders = {one.name: _trial(bench, one).contender(name, SEED) for one in bench.extras.settings}
+    return {one: json.loads((path / ERROR).read_text())["progress_mse"] for one, path in folders.items()}
 
 
 def chosen(bench: BenchmarkFolder, name: str) -> Setting:
@@ -58,13 +60,13 @@ def chosen(bench: BenchmarkFolder, name: str) -> Setting:
 
 def tuned(bench: BenchmarkFolder, name: str) -> BenchmarkFolder:
     """The benchmark with the setting that a contender chose; as it is for who learns nothing."""
-    return _with(bench, chosen(bench, name), bench.work) if CONTENDERS[name].learns else bench
+    return _with(bench, chosen(bench, name)) if CONTENDERS[name].learns else bench
 
 
-def _with(bench: BenchmarkFolder, setting: Setting, work: str) -> BenchmarkFolder:
+def _with(bench: BenchmarkFolder, setting: Setting) -> BenchmarkFolder:
     plan = replace(bench.run.plan, heads=setting.of(bench.run.plan.heads))
-    return replace(bench, run=replace(bench.run, plan=plan), work=work)
+    return replace(bench, run=replace(bench.run, plan=plan))
 
 
-def _error(bench: BenchmarkFolder, name: str, setting: Setting) -> Path:
-    return replace(bench, work=f"tuning/{setting.name}").contender(name, SEED) / "error.json"
+def _trial(bench: BenchmarkFolder, setting: Setting) -> BenchmarkFolder:
+    return replace(_with(bench, setting), work=f"tuning/{setting.name}")
