@@ -14,8 +14,9 @@ Shapes: T frames, N episodes, P primitives.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 from typing import TypeAlias
 
 import numpy as np
@@ -392,9 +393,18 @@ def _macro(contribution: Contribution) -> Contribution:
 
 
 def evaluate_by_task(
-    episodes: Sequence[Scored], groups: Sequence[int], null_index: int, *, seed: int = 0
+    episodes: Sequence[Scored],
+    groups: Sequence[int],
+    null_index: int,
+    *,
+    seed: int = 0,
+    apart: Mapping[str, Collection[str]] = MappingProxyType({}),
 ) -> dict[str, object]:
-    """`{"overall": {metric: {value, low, high, n}}, "tasks": {task: {...}}}`, ready for JSON."""
+    """`{"overall": {metric: {value, low, high, n}}, "tasks": {task: {...}}}`, ready for JSON.
+
+    Args:
+        apart: by name, tasks over which the same is told together, beside `overall`, where there are any.
+    """
 
     def plain(chosen: Sequence[Scored]) -> dict[str, dict[str, float | int | None]]:
         estimates = evaluate(chosen, groups, null_index, seed=seed)
@@ -402,4 +412,9 @@ def evaluate_by_task(
 
     tasks = sorted({scored.task for scored in episodes})
     by_task = {task: plain([scored for scored in episodes if scored.task == task]) for task in tasks}
-    return {"overall": plain(episodes), "tasks": by_task}
+    some = {
+        name: plain([scored for scored in episodes if scored.task in chosen])
+        for name, chosen in apart.items()
+        if not set(chosen).isdisjoint(tasks)
+    }
+    return {"overall": plain(episodes), "tasks": by_task} | some

@@ -70,9 +70,7 @@ def evaluate(
     console = Console()
     made = iterate_episodes(plan, workers)
     scored = list(track(score_all(evaluator, made), description="Scoring", total=len(plan), console=console))
-    numbers = measure(evaluator, scored, seed=seed)
-    if asked_of := [one for one in scored if one.task in BENCHMARK_TASKS]:
-        numbers["benchmark"] = measure(evaluator, asked_of, seed=seed)["overall"]
+    numbers = measure(evaluator, scored, seed=seed, apart={"benchmark": BENCHMARK_TASKS})
     with whole_file(json_file) as fresh:
         fresh.write_text(json.dumps(numbers, indent=1) + "\n")
     for table in (_overall(numbers), _by_task(numbers)):

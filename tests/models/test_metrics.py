@@ -210,6 +210,22 @@ def test_primitives_are_counted_exactly_by_group_and_without_null() -> None:
     assert value([episode], "rollout_primitive_accuracy") is None
 
 
+def test_both_kinds_of_demonstrations_have_an_accuracy_together() -> None:
+    uneven = scored([0.0] * 4, primitives=([0, 0, 1, 2], [0, 1, 2, 3]))
+    clean = scored([0.0] * 4, kind="clean_demo", primitives=([0, 1, 2, 3], [0, 1, 2, 3]))
+    assert value([uneven, clean], "primitive_accuracy_demo") == pytest.approx(5 / 8)
+    assert value([uneven, clean], "primitive_accuracy") == pytest.approx(1 / 4)
+
+
+def test_some_tasks_are_told_together_beside_all_where_there_are_any() -> None:
+    good, bad = (scored([0.0] * 4, [end] * 4, task=task) for task, end in (("a", 0.0), ("b", 0.5)))
+    told = evaluate_by_task([good, bad], GROUPS, NULL, apart={"asked": ("a", "c"), "none": ("c",)})
+    assert told.keys() == {"overall", "tasks", "asked"}
+    alone = evaluate_by_task([good], GROUPS, NULL)
+    assert told["asked"] == alone["overall"]
+    assert told["asked"] != told["overall"]
+
+
 def test_auc_is_the_share_of_well_ordered_pairs() -> None:
     ends = [(0.9, True), (0.5, True), (0.5, False), (0.1, False)]
     episodes = [scored([0.0], [end], kind="perturbed", success=done) for end, done in ends]

@@ -41,27 +41,41 @@ def probe_tasks(train: Known, test: Known, seed: int = 0) -> dict[str, dict[str,
     test episodes. No value where a point does not move.
     """
     tried_T = np.repeat(test[0].kind_N != KINDS.index("random"), test[0].length_N)
-    tried, every = _table(train, test, tried_T, seed), _table(train, test, np.ones_like(tried_T), seed)
+    said = _said(train, test)
+    tried, every = (_table(test, said, asked_T, seed) for asked_T in (tried_T, np.ones_like(tried_T)))
     return {"all": _means(tried)} | tried | {WITH_RANDOM: _means(every)}
 
 
-def _table(train: Known, test: Known, asked_T: BoolArray, seed: int) -> dict[str, dict[str, Estimate]]:
-    names = enumerate(train[0].task_names)
-    return {name: _probe(train, test, asked_T, task, seed + task) for task, name in names}
+def _said(train: Known, test: Known) -> dict[str, Floats]:
+    """Where the probe of each task puts every point, (T, 3), in all test frames."""
+    said = {point: np.zeros((len(test[1]), 3)) for point in POINTS}
+    for task in range(len(train[0].task_names)):
+        mine_T = test[1].task_T == task
+        known_T = train[1].task_T == task
+        seen_TF, new_TF = _features(train[1], known_T), _features(test[1], mine_T)
+        mean_F, scale_F = seen_TF.mean(axis=0), np.maximum(seen_TF.std(axis=0), 1e-6)
+        seen_TF, new_TF = (seen_TF - mean_F) / scale_F, (new_TF - mean_F) / scale_F
+        gram = seen_TF.T @ seen_TF + RIDGE * np.eye(seen_TF.shape[1])
+        for point in POINTS:
+            true_T3 = _true(train[0], point)[known_T]
+            centre_3 = true_T3.mean(axis=0)
+            weights = np.linalg.solve(gram, seen_TF.T @ (true_T3 - centre_3))
+            said[point][mine_T] = new_TF @ weights + centre_3
+    return said
 
 
-def _probe(train: Known, test: Known, asked_T: BoolArray, task: int, seed: int) -> dict[str, Estimate]:
-    seen_TF, asked, _ = _task(*train, np.flatnonzero(train[1].task_T == task))
-    new_TF, wanted, episode_T = _task(*test, np.flatnonzero((test[1].task_T == task) & asked_T))
-    mean_F, scale_F = seen_TF.mean(axis=0), np.maximum(seen_TF.std(axis=0), 1e-6)
-    seen_TF, new_TF = (seen_TF - mean_F) / scale_F, (new_TF - mean_F) / scale_F
-    gram = seen_TF.T @ seen_TF + RIDGE * np.eye(seen_TF.shape[1])
-    found: dict[str, Estimate] = {}
-    for point in POINTS:
-        centre_3 = asked[point].mean(axis=0)
-        weights = np.linalg.solve(gram, seen_TF.T @ (asked[point] - centre_3))
-        found[point] = r2(wanted[point], new_TF @ weights + centre_3, episode_T, seed)
-    return found
+def _table(
+    test: Known, said: Mapping[str, Floats], asked_T: BoolArray, seed: int
+) -> dict[str, dict[str, Estimate]]:
+    table: dict[str, dict[str, Estimate]] = {}
+    for task, name in enumerate(test[0].task_names):
+        mine_T = asked_T & (test[1].task_T == task)
+        episode_T = test[1].first_T[mine_T]
+        table[name] = {
+            point: r2(_true(test[0], point)[mine_T], said[point][mine_T], episode_T, seed + task)
+            for point in POINTS
+        }
+    return table
 
 
 def r2(true_T3: Floats, said_T3: Floats, episode_T: IntArray, seed: int = 0) -> Estimate:
@@ -92,8 +106,9 @@ def _mean(by_task: Sequence[Estimate]) -> Estimate:
     return Estimate.of(float(np.mean(values)), np.mean(samples, axis=0), sum(one.n for one in by_task))
 
 
-def _task(corpus: Corpus, frames: Frames, mine_T: IntArray) -> tuple[Floats, Mapping[str, Floats], IntArray]:
-    features_TF = frames.embeddings_TCD[mine_T].reshape(len(mine_T), -1).astype(np.float64)
-    simulator_TK = corpus.simulator_TK[mine_T]
-    points = {point: columns(simulator_TK, point, corpus.simulator_names) for point in POINTS}
-    return features_TF, points, frames.first_T[mine_T]
+def _features(frames: Frames, chosen_T: BoolArray) -> Floats:
+    return frames.embeddings_TCD[chosen_T].reshape(int(chosen_T.sum()), -1).astype(np.float64)
+
+
+def _true(corpus: Corpus, point: str) -> Floats:
+    return columns(corpus.simulator_TK, point, corpus.simulator_names)

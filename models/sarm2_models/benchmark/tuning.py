@@ -1,8 +1,8 @@
-"""An equal budget of tuning: whoever learns in a way of its own is trained once with each setting, and keeps
-the one that errs least on the calibration episodes.
+"""An equal budget of tuning: each contender tries every setting and keeps the one that errs least.
 
-The seed of these trainings is none that is measured, and no test episode is looked at. Ablations keep what
-SARM2 chose: they are to differ from it in one part alone.
+Whoever learns in a way of its own is trained once with each, and judged by the calibration episodes. The seed
+of these trainings is none that is measured, and no test episode is looked at. Ablations keep what SARM2
+chose: they are to differ from it in one part alone.
 """
 
 from __future__ import annotations

@@ -6,8 +6,9 @@ Episodes come from seeds of 100000 and up, which no training run ever uses. Each
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 
@@ -148,7 +149,13 @@ def score_all(evaluator: Evaluator, episodes: Iterable[Episode]) -> Iterator[Sco
     return (evaluator.score(episode) for episode in episodes)
 
 
-def measure(evaluator: Evaluator, scored: Sequence[Scored], *, seed: int = 0) -> dict[str, object]:
-    """All metrics of scored episodes, ready for JSON."""
-    vocabulary = evaluator.model.vocabulary
-    return evaluate_by_task(scored, vocabulary.group_of_primitive, vocabulary.null_index, seed=seed)
+def measure(
+    evaluator: Evaluator,
+    scored: Sequence[Scored],
+    *,
+    seed: int = 0,
+    apart: Mapping[str, Collection[str]] = MappingProxyType({}),
+) -> dict[str, object]:
+    """All metrics of scored episodes, ready for JSON; `apart` as `evaluate_by_task` has it."""
+    words = evaluator.model.vocabulary
+    return evaluate_by_task(scored, words.group_of_primitive, words.null_index, seed=seed, apart=apart)
