@@ -25,6 +25,9 @@ SCALE_FLOOR = 0.005
 """Least scale of a cell, in units of progress: a cell with perfect luck must not promise certainty."""
 PRIOR_ROWS = 20
 """A cell's scale is shrunk to the overall one with the weight of this many frames."""
+LEAST_EPISODES = 20
+"""Of a task and a source, for a quantile of their own: the worst tenth of the frames of fewer episodes is the
+luck of one or two of them."""
 
 
 def fit_temperature(
@@ -126,10 +129,12 @@ class ConformalInterval:
     Nothing that a window shows tells a demonstration from a rollout that is about to go wrong, and the
     errors on rollouts are larger. Who streams the episode knows which it is: the promise holds for each
     source apart (Mondrian conformal prediction), and where nobody says, the larger quantile holds for both.
+    It holds for each task apart too: over fifteen tasks together one was covered by .96 and one by .83.
 
     Attributes:
         coverage: share of frames whose true progress lies inside, as promised.
-        quantiles: finite-sample quantile of |error| / scale, for each of `SOURCES`.
+        quantiles: finite-sample quantile of |error| / scale, for each of `SOURCES`, over all tasks.
+        by_task: the same over the episodes of one instruction, where there are enough.
         scales: [certain or uncertain][bin] in units of progress.
         frames: calibration frames behind the quantiles, of all sources (0: never fitted, the interval is all
             of [0, 1]).
@@ -139,15 +144,18 @@ class ConformalInterval:
     quantiles: tuple[float, ...] = (1.0,) * len(SOURCES)
     scales: tuple[tuple[float, ...], ...] = ((1.0,), (1.0,))
     frames: int = 0
+    by_task: dict[str, tuple[float, ...]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        values = [self.coverage, *self.quantiles, *(scale for row in self.scales for scale in row)]
+        quantiles = [self.quantiles, *self.by_task.values()]
+        values = [self.coverage, *(value for row in (*quantiles, *self.scales) for value in row)]
         lengths = {len(row) for row in self.scales}
         table = len(self.scales) == 2 and len(lengths) == 1 and lengths != {0}
-        if not table or len(self.quantiles) != len(SOURCES) or not all(map(_is_positive, values)):
+        told = all(len(row) == len(SOURCES) for row in quantiles)
+        if not table or not told or not all(map(_is_positive, values)):
             raise InvalidInput(
                 "interval: expected two rows of equally many positive scales, a positive coverage, and a "
-                f"positive quantile for each of {', '.join(SOURCES)}",
+                f"positive quantile for each of {', '.join(SOURCES)}, over all tasks and for each by itself",
                 field="calibration",
             )
 
@@ -162,6 +170,7 @@ class ConformalInterval:
         bins: int = 10,
         episode_N: IntArray | None = None,
         source_N: IntArray | None = None,
+        task_N: npt.NDArray[np.str_] | None = None,
     ) -> ConformalInterval:
         """Fit the quantiles with each half's episodes under the other half's scales, then scales on all.
 
@@ -175,6 +184,7 @@ class ConformalInterval:
                 frame is its own.
             source_N: where each frame's episode comes from, a place in `SOURCES` or `UNTOLD`; by default
                 nobody knows, and one quantile serves all.
+            task_N: each frame's instruction; by default all are of one that nobody knows.
         """
         if not 0 < coverage < 1 or len(progress_N) < 2 or bins < 1:
             raise InvalidInput(
@@ -184,26 +194,33 @@ class ConformalInterval:
             )
         error_N = np.abs(np.asarray(target_N, np.float64) - progress_N)
         flag_N, bin_N = uncertain_N.astype(np.int64), _bin(progress_N, bins)
-        second_half = _second_half(np.arange(len(error_N)) if episode_N is None else episode_N)
+        episodes = np.arange(len(error_N)) if episode_N is None else episode_N
+        second_half = _second_half(episodes)
         ratio_N = np.empty(len(error_N))
         for half in (second_half, ~second_half):
             scales = _scales(error_N[~half], flag_N[~half], bin_N[~half], bins)
             ratio_N[half] = (error_N / scales[flag_N, bin_N])[half]
-        quantiles = _quantiles(ratio_N, source_N, coverage)
+        sources = np.full(len(ratio_N), UNTOLD) if source_N is None else source_N
+        quantiles = _quantiles(ratio_N, sources, coverage)
+        by_task = _by_task(ratio_N, sources, episodes, task_N, quantiles, coverage)
         table = tuple(tuple(map(float, row)) for row in _scales(error_N, flag_N, bin_N, bins))
-        return cls(coverage, quantiles, table, len(ratio_N))
+        return cls(coverage, quantiles, table, len(ratio_N), by_task)
+
+    def quantiles_of(self, instruction: str) -> npt.NDArray[np.float64]:
+        """(S + 1,): for an episode with this instruction from each of `SOURCES`, and where nobody says from
+        where (the last one: `UNTOLD` is -1), the largest. A task without its own has those of all tasks."""
+        own = self.by_task.get(instruction, self.quantiles)
+        return np.array([*own, max(own)])
 
     def apply(
-        self, progress_B: FloatArray, uncertain_B: BoolArray, source_B: IntArray | None = None
+        self, progress_B: FloatArray, uncertain_B: BoolArray, quantile_B: FloatArray
     ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
         """Low and high, float32 (B,), within [0, 1]; the progress always lies between them.
 
         Args:
-            source_B: each episode's place in `SOURCES`, or `UNTOLD`, which is the default for all.
+            quantile_B: that of each episode's instruction and source, see `quantiles_of`.
         """
         table = np.asarray(self.scales)
-        by_source = np.array([*self.quantiles, max(self.quantiles)])  # the last one is that of UNTOLD, -1
-        quantile_B = by_source[UNTOLD if source_B is None else source_B]
         width_B = quantile_B * table[uncertain_B.astype(np.int64), _bin(progress_B, table.shape[1])]
         progress = np.asarray(progress_B, dtype=np.float32)
         low = np.clip(progress - width_B, 0, 1).astype(np.float32)
@@ -238,10 +255,12 @@ class Calibration:
             interval = dict(data["interval"])
             interval["scales"] = tuple(tuple(map(float, row)) for row in interval["scales"])
             interval["quantiles"] = tuple(map(float, interval["quantiles"]))
+            own = interval.get("by_task", {})
+            interval["by_task"] = {str(task): tuple(map(float, row)) for task, row in own.items()}
             return cls(
                 float(data["temperature"]), UncertainRule(**data["rule"]), ConformalInterval(**interval)
             )
-        except (KeyError, TypeError, ValueError) as error:
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise InvalidInput(
                 f"calibration: expected temperature, rule and interval as `to_dict` gives; got {error!r}",
                 field="calibration",
@@ -255,14 +274,32 @@ def _is_positive(value: float) -> bool:
 def _quantile(ratio_N: FloatArray, coverage: float) -> float:
     """The finite-sample quantile. With too few frames for the promise: everything between 0 and 1."""
     rank = math.ceil((len(ratio_N) + 1) * coverage)
-    return float(np.sort(ratio_N)[rank - 1]) if rank <= len(ratio_N) else 1 / SCALE_FLOOR
+    return max(float(np.sort(ratio_N)[rank - 1]), 1e-9) if rank <= len(ratio_N) else 1 / SCALE_FLOOR
 
 
-def _quantiles(ratio_N: FloatArray, source_N: IntArray | None, coverage: float) -> tuple[float, ...]:
+def _quantiles(ratio_N: FloatArray, source_N: IntArray, coverage: float) -> tuple[float, ...]:
     """One for each source; a source without a frame gets that of all frames."""
-    sources = np.full(len(ratio_N), UNTOLD) if source_N is None else source_N
-    chosen = [ratio_N[sources == place] for place in range(len(SOURCES))]
-    return tuple(max(_quantile(mine if len(mine) else ratio_N, coverage), 1e-9) for mine in chosen)
+    chosen = [ratio_N[source_N == place] for place in range(len(SOURCES))]
+    return tuple(_quantile(mine if len(mine) else ratio_N, coverage) for mine in chosen)
+
+
+def _by_task(
+    ratio_N: FloatArray,
+    source_N: IntArray,
+    episode_N: IntArray,
+    task_N: npt.NDArray[np.str_] | None,
+    quantiles: tuple[float, ...],
+    coverage: float,
+) -> dict[str, tuple[float, ...]]:
+    """Each task's quantiles; where it has too few episodes of a source, that source's of all tasks."""
+    found: dict[str, tuple[float, ...]] = {}
+    for task in [] if task_N is None else np.unique(task_N):
+        chosen = [(task_N == task) & (source_N == place) for place in range(len(SOURCES))]
+        enough = [len(np.unique(episode_N[mine])) >= LEAST_EPISODES for mine in chosen]
+        if any(enough):
+            own = [_quantile(ratio_N[mine], coverage) for mine in chosen]
+            found[str(task)] = tuple(np.where(enough, own, quantiles).tolist())
+    return found
 
 
 def _bin(progress: FloatArray, bins: int) -> IntArray:

@@ -25,6 +25,7 @@ from sarm2_models.reward_model import RewardModel, ScoreBatch
 from sarm2_models.window import (
     EpisodeMemory,
     Float32Array,
+    Instruction,
     IntArray,
     WindowBatch,
     source_index,
@@ -83,8 +84,7 @@ class Predictor:
     def __init__(self, model: RewardModel) -> None:
         self.model = model
         self._memory: EpisodeMemory | None = None
-        self._instruction: Float16Array | None = None
-        self._task_known = False
+        self._instruction: Instruction | None = None
         self._source: wire.EpisodeSource | None = None
 
     def reset(self, task: str, fps: float, source: wire.EpisodeSource | None = None) -> None:
@@ -101,7 +101,7 @@ class Predictor:
         """
         source_index(source)
         self._memory = self.model.new_memory(fps)
-        self._instruction, self._task_known = self.model.instruction(task)
+        self._instruction = self.model.instruction(task)
         self._source = source
 
     def step(self, images: Mapping[str, Image], state_S: npt.ArrayLike, seq: int | None = None) -> StepScore:
@@ -126,10 +126,8 @@ class Predictor:
         if last is not None and number <= last:
             raise InvalidSequence(f"expected a seq above {last}, got {number}", field="seq")
         filled = self._memory.push(number, self.model.encoder.encode_images(pictures), state)
-        batch = WindowBatch.stack(
-            [self._memory.window()], [self._instruction], [self._task_known], [self._source]
-        )
-        return step_score(self.model, self.model.score(batch), 0, number, self._task_known, filled)
+        batch = WindowBatch.stack([self._memory.window()], [self._instruction], [self._source])
+        return step_score(self.model, self.model.score(batch), 0, number, self._instruction.known, filled)
 
     def score_episode(
         self,
@@ -180,7 +178,7 @@ class Predictor:
         source: wire.EpisodeSource | None = None,
     ) -> ScoreBatch:
         """Score an episode whose frames are embedded already (float16, from this model's encoder)."""
-        instruction, known = self.model.instruction(task)
+        instruction = self.model.instruction(task)
         window = self.model.config.window
         numbers = np.arange(len(state_TS)) if seqs is None else np.asarray(seqs, dtype=np.int64)
         if len(numbers) != len(state_TS) or (np.diff(numbers) <= 0).any():
@@ -194,9 +192,9 @@ class Predictor:
                 embeddings_BWCD=embeddings_TCD[chosen],
                 state_BWS=state_TS[chosen],
                 mask_BW=masks[start : start + BATCH_WINDOWS],
-                instruction_BD=np.repeat(instruction[None], len(chosen), axis=0),
-                task_known_B=np.full(len(chosen), known),
-                source_B=np.full(len(chosen), source_index(source)),
+                instruction_BD=np.repeat(instruction.embedding_D[None], len(chosen), axis=0),
+                task_known_B=np.full(len(chosen), instruction.known),
+                quantile_B=np.full(len(chosen), instruction.quantile_S[source_index(source)]),
             )
             parts.append(self.model.score(batch))
         return ScoreBatch.concatenate(parts)

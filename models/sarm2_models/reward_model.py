@@ -26,7 +26,7 @@ from sarm2_models.layers import CLIP, STD_FLOOR
 from sarm2_models.stage import StageEstimator
 from sarm2_models.value import ValueDecoder
 from sarm2_models.vocabulary import Vocabulary, load_vocabulary
-from sarm2_models.window import BoolArray, EpisodeMemory, Float32Array, IntArray, WindowBatch
+from sarm2_models.window import BoolArray, EpisodeMemory, Float32Array, Instruction, IntArray, WindowBatch
 
 SMALLEST_BUCKET = 4
 """On a GPU a batch is padded to 4, 8, 16, ... rows: few shapes, so few kernels and one rounding for all."""
@@ -152,10 +152,10 @@ class RewardModel:
         self._primitive_texts = torch.from_numpy(self.primitive_texts_PD).to(self.device)
         self._groups = torch.tensor(self.vocabulary.group_of_primitive, device=self.device)
         self._known = {
-            _normalise(text): row
+            _normalise(text): Instruction(row, True, self.calibration.interval.quantiles_of(text))
             for text, row in zip(self.instructions, self.instruction_texts_ND, strict=True)
         }
-        self._unknown: OrderedDict[str, Float16Array] = OrderedDict()
+        self._unknown: OrderedDict[str, Instruction] = OrderedDict()
         self._lock = threading.Lock()
 
     @classmethod
@@ -211,22 +211,24 @@ class RewardModel:
             length=self.config.window.length,
         )
 
-    def instruction(self, text: str) -> tuple[Float16Array, bool]:
-        """Embedding (D,) float16 of an instruction, and whether the model was trained on it.
+    def instruction(self, text: str) -> Instruction:
+        """What the model makes of an instruction; case and spaces do not count.
 
-        Case and spaces do not count. The newest unknown ones are kept; each goes through the text tower once.
+        The newest unknown ones are kept; each goes through the text tower once.
         """
         key = _normalise(text)
         known = self._known.get(key)
         if known is not None:
-            return known, True
+            return known
         with self._lock:
             if key not in self._unknown:
-                self._unknown[key] = self.encoder.encode_texts([key])[0]
+                embedding_D = self.encoder.encode_texts([key])[0]
+                quantile_S = self.calibration.interval.quantiles_of(key)
+                self._unknown[key] = Instruction(embedding_D, False, quantile_S)
                 if len(self._unknown) > CACHED_INSTRUCTIONS:
                     self._unknown.popitem(last=False)
             self._unknown.move_to_end(key)
-            return self._unknown[key], False
+            return self._unknown[key]
 
     @torch.inference_mode()
     def score(self, batch: WindowBatch) -> ScoreBatch:
@@ -261,7 +263,7 @@ class RewardModel:
             embeddings, state, mask, self._primitive_texts[route], instruction, self._groups[route]
         )
         progress_B = output.progress_B[:count].float().cpu().numpy()
-        low_B, high_B = self.calibration.interval.apply(progress_B, uncertain_B, batch.source_B)
+        low_B, high_B = self.calibration.interval.apply(progress_B, uncertain_B, batch.quantile_B)
         return ScoreBatch(
             progress_B=progress_B,
             primitive_index_B=index_B,
@@ -316,7 +318,7 @@ class RewardModel:
             "mask_BW": (rows, slots),
             "instruction_BD": (rows, dim),
             "task_known_B": (rows,),
-            "source_B": (rows,),
+            "quantile_B": (rows,),
         }
         for name, shape in expected.items():
             got = getattr(batch, name).shape

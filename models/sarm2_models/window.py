@@ -25,7 +25,7 @@ BoolArray = npt.NDArray[np.bool_]
 IntArray = npt.NDArray[np.int64]
 
 SOURCES: tuple[wire.EpisodeSource, ...] = get_args(wire.EpisodeSource)
-"""Where an episode may come from; `WindowBatch.source_B` counts in this order."""
+"""Where an episode may come from; indices count in this order."""
 UNTOLD = -1
 """The source of an episode of which nobody said where it comes from."""
 
@@ -79,6 +79,22 @@ class Window:
 
 
 @dataclass(frozen=True)
+class Instruction:
+    """What a model makes of an episode's instruction.
+
+    Attributes:
+        embedding_D: float16, its text embedding.
+        known: whether the model was trained on it.
+        quantile_S: float64 (S + 1,), how many scales the interval reaches to each side, for an episode from
+            each of `SOURCES`; the last one for one of which nobody said where it comes from.
+    """
+
+    embedding_D: Float16Array
+    known: bool
+    quantile_S: npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
 class WindowBatch:
     """Windows of any episodes, side by side.
 
@@ -88,7 +104,7 @@ class WindowBatch:
         mask_BW: bool, True where the slot holds a frame.
         instruction_BD: float16, text embedding of each episode's instruction.
         task_known_B: bool, whether the model was trained on that instruction.
-        source_B: int64, where the episode comes from: place in `SOURCES`, or `UNTOLD`.
+        quantile_B: float64, how many scales the interval reaches to each side: see `Instruction`.
     """
 
     embeddings_BWCD: Float16Array
@@ -96,7 +112,7 @@ class WindowBatch:
     mask_BW: BoolArray
     instruction_BD: Float16Array
     task_known_B: BoolArray
-    source_B: IntArray
+    quantile_B: npt.NDArray[np.float64]
 
     def __len__(self) -> int:
         return len(self.mask_BW)
@@ -105,18 +121,18 @@ class WindowBatch:
     def stack(
         cls,
         windows: list[Window],
-        instructions: list[Float16Array],
-        task_known: list[bool],
+        instructions: list[Instruction],
         sources: list[wire.EpisodeSource | None],
     ) -> WindowBatch:
-        """A batch of single windows with their instructions (D,)."""
+        """A batch of single windows with their episodes' instructions and sources."""
+        told = zip(instructions, sources, strict=True)
         return cls(
             embeddings_BWCD=np.stack([window.embeddings_WCD for window in windows]),
             state_BWS=np.stack([window.state_WS for window in windows]),
             mask_BW=np.stack([window.mask_W for window in windows]),
-            instruction_BD=np.stack(instructions),
-            task_known_B=np.asarray(task_known, dtype=bool),
-            source_B=np.array([source_index(source) for source in sources], dtype=np.int64),
+            instruction_BD=np.stack([one.embedding_D for one in instructions]),
+            task_known_B=np.array([one.known for one in instructions]),
+            quantile_B=np.array([one.quantile_S[source_index(source)] for one, source in told]),
         )
 
 

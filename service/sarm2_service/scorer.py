@@ -125,8 +125,8 @@ class Scorer:
         self, task: str, fps: float, qos: wire.Qos, source: wire.EpisodeSource | None
     ) -> Lane:
         """Begin an episode: embeds its instruction if it is new."""
-        instruction_D, known = await self._device.call(self.model.instruction, task)
-        return Lane(self.model.new_memory(fps), instruction_D, known, qos, fps, source)
+        instruction = await self._device.call(self.model.instruction, task)
+        return Lane(self.model.new_memory(fps), instruction, qos, fps, source)
 
     async def renew_lane(self, lane: Lane, task: str) -> None:
         """Let an open episode know what the model of now knows of its instruction."""
@@ -203,7 +203,7 @@ class Scorer:
 
     async def embed_texts(self, texts: Sequence[str]) -> npt.NDArray[np.float16]:
         """Embeddings (N, D) float16 of instructions, those that the model reads."""
-        rows = [(await self._device.call(self.model.instruction, text))[0] for text in texts]
+        rows = [(await self._device.call(self.model.instruction, text)).embedding_D for text in texts]
         return np.stack(rows) if rows else np.zeros((0, self.model.encoder.dim), np.float16)
 
     async def embed(self, images: Sequence[wire.Image]) -> npt.NDArray[np.float16]:
@@ -257,17 +257,17 @@ class Scorer:
             raise
 
     def _renew(self, lane: Lane, task: str) -> None:
-        lane.instruction_D, lane.task_known = self.model.instruction(task)
+        lane.instruction = self.model.instruction(task)
 
     def _warm_up(self) -> None:
         config = self.model.config
         size = self.model.encoder.image_size
         tasks = self.model.instructions
-        instruction_D, known = self.model.instruction(tasks[0] if tasks else "task")
+        instruction = self.model.instruction(tasks[0] if tasks else "task")
         memory = self.model.new_memory(config.fps)
         black = np.zeros((len(config.cameras), size, size, 3), np.uint8)
         memory.push(0, self.model.encoder.encode_images(black), np.zeros(config.state_dim, np.float32))
-        scores = self.model.score(WindowBatch.stack([memory.window()], [instruction_D], [known], [None]))
+        scores = self.model.score(WindowBatch.stack([memory.window()], [instruction], [None]))
         if not _is_finite(scores):
             raise InvalidInput(
                 "the bundle's model gives scores that are not finite: it diverged; train it again",
@@ -385,8 +385,7 @@ class Scorer:
         started = time.perf_counter()
         batch = WindowBatch.stack(
             [window for _, window in items],
-            [lane.instruction_D for lane in lanes],
-            [lane.task_known for lane in lanes],
+            [lane.instruction for lane in lanes],
             [lane.source for lane in lanes],
         )
         scores = self.model.score(batch)

@@ -64,7 +64,7 @@ class Session:
         self.summary = SummaryBuilder(
             session_id=start.session_id,
             task=start.task,
-            task_known=lane.task_known,
+            task_known=lane.instruction.known,
             fps=start.fps,
             model_version=scorer.info.version,
         )
@@ -206,7 +206,7 @@ class Session:
             primitive_probs=scored.probs_P,
             confidence=scored.confidence,
             uncertain=scored.uncertain,
-            task_known=self.lane.task_known,
+            task_known=self.lane.instruction.known,
             interval=(scored.low, scored.high),
             experts=scored.weights_E,
             durable_seq=self._durable_seq(),

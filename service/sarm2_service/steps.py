@@ -16,7 +16,7 @@ import numpy.typing as npt
 from sarm2_client import wire
 from sarm2_client.errors import Sarm2Error
 from sarm2_models.reward_model import ScoreBatch
-from sarm2_models.window import EpisodeMemory
+from sarm2_models.window import EpisodeMemory, Instruction
 from sarm2_service.cache import Embedding
 
 Pixels: TypeAlias = npt.NDArray[np.uint8]
@@ -36,8 +36,7 @@ class Lane:
     """
 
     memory: EpisodeMemory
-    instruction_D: npt.NDArray[np.float16]
-    task_known: bool
+    instruction: Instruction
     qos: wire.Qos
     fps: float
     source: wire.EpisodeSource | None = None

@@ -227,7 +227,7 @@ class Connection:
                 session_id=start.session_id,
                 next_seq=session.next_seq,
                 resumed=resumed,
-                task_known=session.lane.task_known,
+                task_known=session.lane.instruction.known,
             )
         )
         log(logging.INFO, "session_resumed" if resumed else "session_started", session_id=start.session_id)

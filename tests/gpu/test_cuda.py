@@ -22,7 +22,7 @@ from sarm2_client import wire
 from sarm2_models.checkpoint import default_bundle, load_bundle
 from sarm2_models.encoder import ImageTextEncoder
 from sarm2_models.reward_model import RewardModel
-from sarm2_models.window import SOURCES, UNTOLD, WindowBatch
+from sarm2_models.window import WindowBatch
 from sarm2_service.batcher import run_isolated
 from sarm2_service.device import EXIT_CODE, is_device_lost
 from sarm2_service.run import load_model
@@ -87,9 +87,9 @@ def windows(model: RewardModel, count: int) -> WindowBatch:
         embeddings_BWCD=seen_ND[random.integers(0, len(seen_ND), (count, slots, cameras))],
         state_BWS=(mean + std * random.normal(size=(count, slots, len(mean)))).astype(np.float32),
         mask_BW=mask_BW,
-        instruction_BD=np.stack([texts[one][0] for one in chosen]),
-        task_known_B=np.array([texts[one][1] for one in chosen]),
-        source_B=random.choice([UNTOLD, *range(len(SOURCES))], count).astype(np.int64),
+        instruction_BD=np.stack([texts[one].embedding_D for one in chosen]),
+        task_known_B=np.array([texts[one].known for one in chosen]),
+        quantile_B=np.array([random.choice(texts[one].quantile_S) for one in chosen]),
     )
 
 

@@ -72,9 +72,9 @@ def test_a_task_that_was_learned_is_known(folders: tuple[Path, Path], tmp_path: 
     plan = replace(SHORT, stage_steps=1, value_steps=1)
     adapt(tmp_path / "rm1", *folders, tmp_path / "rm2", plan=plan)
     before, after = (load_bundle(tmp_path / name) for name in ("rm1", "rm2"))
-    assert [model.instruction(text)[1] for model in (before, after)] == [False, True]
+    assert [model.instruction(text).known for model in (before, after)] == [False, True]
     assert after.instructions == (*before.instructions, text)
-    np.testing.assert_array_equal(after.instruction(text)[0], before.instruction(text)[0])
+    np.testing.assert_array_equal(after.instruction(text).embedding_D, before.instruction(text).embedding_D)
 
 
 def test_the_first_model_is_kept_as_it_was(folders: tuple[Path, Path], tmp_path: Path) -> None:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+from typing import TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 
 from sarm2_client.errors import InvalidInput
 from sarm2_models.calibration import (
+    LEAST_EPISODES,
     Calibration,
     ConformalInterval,
     UncertainRule,
@@ -16,6 +19,14 @@ from sarm2_models.calibration import (
     fit_uncertain_threshold,
 )
 from sarm2_models.reward_model import softmax
+from sarm2_models.window import UNTOLD
+
+Floats: TypeAlias = npt.NDArray[np.float64]
+
+
+def untold(interval: ConformalInterval, count: int) -> Floats:
+    """What the interval has for episodes of an unknown task from nobody knows where."""
+    return np.full(count, interval.quantiles_of("unknown")[UNTOLD])
 
 
 @pytest.mark.parametrize("true_temperature", [0.5, 1.0, 3.0])
@@ -95,14 +106,15 @@ def test_the_interval_covers_what_it_promises_on_new_episodes(coverage: float) -
     progress, target, uncertain, episode = draw(100, seed=0)
     interval = ConformalInterval.fit(progress, target, uncertain, coverage=coverage, episode_N=episode)
     progress, target, uncertain, _ = draw(200, seed=1)
-    low, high = interval.apply(progress, uncertain)
+    low, high = interval.apply(progress, uncertain, untold(interval, len(progress)))
     assert np.mean((low <= target) & (target <= high)) == pytest.approx(coverage, abs=0.02)
 
 
 def test_the_interval_is_wider_where_errors_are_larger() -> None:
     progress, target, uncertain, episode = draw(100, seed=0)
     interval = ConformalInterval.fit(progress, target, uncertain, episode_N=episode)
-    low, high = interval.apply(np.array([0.3, 0.6, 0.6]), np.array([False, False, True]))
+    flags = np.array([False, False, True])
+    low, high = interval.apply(np.array([0.3, 0.6, 0.6]), flags, untold(interval, 3))
     width = high - low
     assert width[0] < width[1] < width[2]
 
@@ -115,7 +127,8 @@ def test_the_interval_holds_for_each_source_apart_and_the_wider_one_where_it_is_
     episode, certain = np.arange(8000) // 40, np.zeros(8000, dtype=bool)
 
     def covered(interval: ConformalInterval, which: int, told: bool) -> float:
-        low, high = interval.apply(progress, certain, source if told else None)
+        quantile = interval.quantiles_of("any")[source if told else UNTOLD]
+        low, high = interval.apply(progress, certain, np.broadcast_to(quantile, source.shape))
         return float(np.mean(((low <= target) & (target <= high))[source == which]))
 
     together = ConformalInterval.fit(progress, target, certain, episode_N=episode)
@@ -126,34 +139,59 @@ def test_the_interval_holds_for_each_source_apart_and_the_wider_one_where_it_is_
     assert covered(apart, 0, told=False) == 1.0
 
 
+def test_the_interval_holds_for_each_task_apart_where_the_task_has_enough_episodes() -> None:
+    rng = np.random.default_rng(0)
+    episode = np.arange(8000) // 40
+    place = np.where(episode < LEAST_EPISODES - 1, 2, episode % 2)  # the third task is one episode short
+    task = np.array(["open", "shut", "turn"])[place]
+    progress, certain, source = np.full(8000, 0.5), np.zeros(8000, dtype=bool), np.zeros(8000, dtype=np.int64)
+    target = progress + np.array([0.02, 0.1, 0.06])[place] * rng.uniform(-1, 1, 8000)
+    interval = ConformalInterval.fit(
+        progress, target, certain, episode_N=episode, source_N=source, task_N=task
+    )
+    assert sorted(interval.by_task) == ["open", "shut"]
+    for name in ("turn", "never seen"):
+        np.testing.assert_array_equal(interval.quantiles_of(name)[:-1], interval.quantiles)
+    for name in ("open", "shut"):
+        quantiles = interval.quantiles_of(name)
+        low, high = interval.apply(progress, certain, np.full(8000, quantiles[0]))
+        inside = ((low <= target) & (target <= high))[task == name]
+        assert inside.mean() == pytest.approx(0.9, abs=0.02)
+        assert quantiles[1] == interval.quantiles[1], "of rollouts there are none: as over all tasks"
+        assert quantiles[UNTOLD] == quantiles.max()
+
+
 def test_the_interval_lies_in_0_to_1_and_always_holds_the_progress() -> None:
     interval = ConformalInterval(0.9, (3.0, 3.0), ((0.1, 0.2), (0.3, 0.4)), 10)
     progress = np.linspace(0, 1, 101, dtype=np.float32)
     for flag in (False, True):
-        low, high = interval.apply(progress, np.full(101, flag))
+        low, high = interval.apply(progress, np.full(101, flag), np.full(101, 3.0))
         assert ((low >= 0) & (low <= progress) & (progress <= high) & (high <= 1)).all()
         assert low.dtype == np.float32
 
 
 def test_too_few_frames_for_the_promise_give_the_whole_range() -> None:
     interval = ConformalInterval.fit(np.full(4, 0.5), np.full(4, 0.5), np.zeros(4, bool), coverage=0.9)
-    low, high = interval.apply(np.array([0.5]), np.array([False]))
+    low, high = interval.apply(np.array([0.5]), np.array([False]), untold(interval, 1))
     assert (low[0], high[0]) == (0, 1)
 
 
 def test_what_was_never_fitted_promises_nothing() -> None:
-    low, high = Calibration().interval.apply(np.array([0.0, 0.4, 1.0]), np.zeros(3, bool))
+    never = Calibration().interval
+    low, high = never.apply(np.array([0.0, 0.4, 1.0]), np.zeros(3, bool), untold(never, 3))
     assert low.tolist() == [0, 0, 0]
     assert high.tolist() == [1, 1, 1]
 
 
 def test_a_calibration_survives_json() -> None:
-    progress, target, uncertain, episode = draw(20, seed=0)
+    progress, target, uncertain, episode = draw(LEAST_EPISODES, seed=0)
+    source, task = np.zeros(len(episode), dtype=np.int64), np.full(len(episode), "hammer")
     calibration = Calibration(
         1.7,
         fit_uncertain_threshold(progress, target > 0.1),
-        ConformalInterval.fit(progress, target, uncertain, episode_N=episode),
+        ConformalInterval.fit(progress, target, uncertain, episode_N=episode, task_N=task, source_N=source),
     )
+    assert list(calibration.interval.by_task) == ["hammer"]
     assert Calibration.from_dict(json.loads(json.dumps(calibration.to_dict()))) == calibration
 
 

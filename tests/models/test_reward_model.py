@@ -27,7 +27,7 @@ def batch(rows: int, *, known: bool = True, seed: int = 0) -> WindowBatch:
         mask_BW=mask,
         instruction_BD=generator.normal(size=(rows, DIM)).astype(np.float16),
         task_known_B=np.full(rows, known),
-        source_B=np.arange(rows) % 3 - 1,
+        quantile_B=1 + np.arange(rows) % 3 / 2,
     )
 
 
@@ -155,8 +155,16 @@ def test_the_interval_is_that_of_the_calibration() -> None:
     model = with_stage_bias(2, calibration=Calibration(interval=interval))
     certain, unsure = model.score(batch(4)), model.score(batch(4, known=False))
     for scores, scale in ((certain, 0.05), (unsure, 0.2)):
-        half_B = scale * np.array([2.0, 1.0, 2.0, 2.0])  # untold, demonstration, rollout, untold
+        half_B = scale * np.array([1.0, 1.5, 2.0, 1.0])
         np.testing.assert_allclose(scores.high_B, np.minimum(scores.progress_B + half_B, 1), atol=1e-6)
+
+
+def test_an_interval_is_that_of_the_episodes_instruction_and_source() -> None:
+    own: dict[str, tuple[float, ...]] = {"pick up the ball": (0.5, 3.0)}
+    interval = ConformalInterval(0.9, (1.0, 2.0), ((0.05,), (0.2,)), 10, own)
+    model = tiny_model(calibration=Calibration(interval=interval))
+    assert model.instruction("Pick up the BALL").quantile_S.tolist() == [0.5, 3.0, 3.0]
+    assert model.instruction("juggle").quantile_S.tolist() == [1.0, 2.0, 2.0]
 
 
 # --- instructions -----------------------------------------------------------------------------------
@@ -164,34 +172,34 @@ def test_the_interval_is_that_of_the_calibration() -> None:
 
 @pytest.mark.parametrize("text", ["pick up the ball", "Pick up  the BALL ", "pick\nup the ball"])
 def test_a_training_instruction_is_known_whatever_its_case_and_spaces(model: RewardModel, text: str) -> None:
-    embedding, known = model.instruction(text)
-    assert known
-    np.testing.assert_array_equal(embedding, model.instruction_texts_ND[0])
+    instruction = model.instruction(text)
+    assert instruction.known
+    np.testing.assert_array_equal(instruction.embedding_D, model.instruction_texts_ND[0])
 
 
 def test_an_unknown_instruction_goes_through_the_text_tower_once() -> None:
     model = tiny_model()
-    embedding, known = model.instruction("hammer the nail")
-    assert not known
-    np.testing.assert_array_equal(embedding, model.encoder.encode_texts(["hammer the nail"])[0])
-    assert model.instruction("HAMMER the nail")[0] is embedding
+    instruction = model.instruction("hammer the nail")
+    assert not instruction.known
+    np.testing.assert_array_equal(instruction.embedding_D, model.encoder.encode_texts(["hammer the nail"])[0])
+    assert model.instruction("HAMMER the nail") is instruction
 
 
 def test_the_memory_of_unknown_instructions_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sarm2_models.reward_model.CACHED_INSTRUCTIONS", 2)
     model = tiny_model()
-    first = model.instruction("ball one")[0]
+    first = model.instruction("ball one")
     model.instruction("ball two")
-    assert model.instruction("ball one")[0] is first
+    assert model.instruction("ball one") is first
     model.instruction("ball three")
-    assert model.instruction("ball one")[0] is first
+    assert model.instruction("ball one") is first
     assert len(model._unknown) == 2
 
 
 def test_an_empty_instruction_is_unknown_and_harmless(model: RewardModel) -> None:
-    embedding, known = model.instruction("")
-    assert not known
-    assert np.isfinite(embedding).all()
+    instruction = model.instruction("")
+    assert not instruction.known
+    assert np.isfinite(instruction.embedding_D).all()
 
 
 # --- states -----------------------------------------------------------------------------------------
@@ -224,6 +232,7 @@ def test_a_state_that_never_varied_and_one_out_of_all_bounds_stay_finite() -> No
         ("mask_BW", (2, 6)),
         ("instruction_BD", (2, 3)),
         ("task_known_B", (3,)),
+        ("quantile_B", (3,)),
     ],
 )
 def test_a_batch_of_a_wrong_shape_is_refused(model: RewardModel, name: str, shape: tuple[int, ...]) -> None:

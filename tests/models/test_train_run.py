@@ -93,7 +93,7 @@ def test_a_run_can_learn_from_demonstrations_alone(tmp_path: Path) -> None:
 def test_a_run_ends_with_a_bundle_that_loads_and_scores(finished: RunFolder) -> None:
     model = load_bundle(finished.bundle)
     episode = synthetic_episode(PlannedEpisode("hammer", "demo", 100_000))
-    assert model.instruction(episode.task)[1], "the training instructions are known"
+    assert model.instruction(episode.task).known, "the training instructions are known"
     predictor = Predictor(model)
     predictor.reset(episode.task, episode.fps)
     picture = finished.corpus("train").picture(0, 0)
@@ -105,7 +105,7 @@ def test_what_is_measured_on_stored_embeddings_is_what_a_robot_is_answered(finis
     model, corpus = load_bundle(finished.bundle), finished.corpus("validation")
     heads, frames = Heads(model.config, model.stage, model.value), finished.frames("full", "validation")
     texts, words = finished.texts("full"), model.vocabulary
-    said = predict(heads, frames, texts, words, model.calibration, corpus.source_T)
+    said = predict(heads, frames, texts, words, model.calibration, corpus)
     predictor = Predictor(model)
     for number in range(corpus.episodes):
         where, task = corpus.frames(number), corpus.instructions[corpus.task_N[number]]

@@ -152,7 +152,7 @@ def test_calibration_promises_what_it_was_asked_for(
     value = train_value(CONFIG, frames, texts, frames.primitive_T, PLAN, tmp_path, seed=0)
     heads = Heads(CONFIG, stage, value)
     fitted = calibrate(heads, frames, corpus, texts, VOCABULARY)
-    said = predict(heads, frames, texts, VOCABULARY, fitted, corpus.source_T)
+    said = predict(heads, frames, texts, VOCABULARY, fitted, corpus)
     inside = (said.low_T <= corpus.progress_T) & (corpus.progress_T <= said.high_T)
     assert fitted.interval.coverage == 0.9
     assert inside.mean() >= 0.8

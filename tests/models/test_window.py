@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sarm2_client.errors import InvalidInput, InvalidSequence
-from sarm2_models.window import UNTOLD, EpisodeMemory, WindowBatch, window_slots
+from sarm2_models.window import EpisodeMemory, Instruction, WindowBatch, window_slots
 
 
 def memory(gap: int = 2, length: int = 3) -> EpisodeMemory:
@@ -111,14 +111,11 @@ def test_windows_stack_into_a_batch_with_their_own_instructions() -> None:
     push(live, 0)
     first = live.window()
     push(live, 1)
-    batch = WindowBatch.stack(
-        [first, live.window()],
-        [np.zeros(2, np.float16), np.ones(2, np.float16)],
-        [True, False],
-        ["rollout", None],
-    )
+    known = Instruction(np.zeros(2, np.float16), True, np.array([1.0, 2.0, 2.5]))
+    strange = Instruction(np.ones(2, np.float16), False, np.array([3.0, 4.0, 4.5]))
+    batch = WindowBatch.stack([first, live.window()], [known, strange], ["rollout", None])
     assert len(batch) == 2
     assert batch.embeddings_BWCD.shape == (2, 4, 1, 2)
     assert batch.instruction_BD[:, 0].tolist() == [0, 1]
     assert batch.task_known_B.tolist() == [True, False]
-    assert batch.source_B.tolist() == [1, UNTOLD]
+    assert batch.quantile_B.tolist() == [2.0, 4.5]

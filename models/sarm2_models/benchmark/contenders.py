@@ -121,8 +121,8 @@ class Sarm2(Contender):
         if not self.stage:
             null_T = np.full(len(frames), words.null_index)
             return only_progress(heads.progress(frames, texts, null_T, words), words.null_index)
-        source_T = bench.run.corpus(exam_split(exam)).source_T
-        return predict(heads, frames, texts, words, self.calibration(bench, seed, heads), source_T)
+        corpus = bench.run.corpus(exam_split(exam))
+        return predict(heads, frames, texts, words, self.calibration(bench, seed, heads), corpus)
 
     def calibration(self, bench: BenchmarkFolder, seed: int, heads: Heads) -> Calibration:
         """Fitted on the calibration episodes, from its file where it is there."""

@@ -47,7 +47,7 @@ def measure_unseen(bench: BenchmarkFolder) -> dict[str, dict[str, Estimate]]:
     for seed in bench.seeds:
         heads = SARM2.heads(bench, seed, silent)
         rules = SARM2.calibration(bench, seed, heads)
-        said = predict(heads, frames, texts, words, rules, corpus.source_T)
+        said = predict(heads, frames, texts, words, rules, corpus)
         null_T = np.full(len(frames), words.null_index)
         said = replace(said, progress_T=heads.progress(frames, texts, null_T, words))
         found.append((scored_episodes(corpus, said, mean_demo_frames(corpus)), said))

@@ -107,7 +107,7 @@ def adapt(
     counts = [] if rollout_count is None else [rollout_count]
     parts = load_parts(model, rollouts, training, work, counts, "count", device, tick)
     report, after, fitted = _learn(model, parts, work, options, tick)
-    _save(out, model, after, fitted, _instructions(parts), report)
+    _save(out, model, after, fitted, parts[0].corpus.instructions, report)
     shutil.rmtree(work)
     return report
 
@@ -213,7 +213,7 @@ def _learn(
     if options.labels == "marks":
         learned[0], calibrated[0] = learned[0].as_marked(), calibrated[0].as_marked()
     texts, plan, seed = (
-        Texts(model.primitive_texts_PD, _embedded(model, _instructions(parts))),
+        Texts(model.primitive_texts_PD, _embedded(model, parts[0].corpus.instructions)),
         options.plan,
         options.seed,
     )
@@ -295,17 +295,8 @@ def curve_job(
     )
 
 
-def _instructions(parts: Sequence[Part]) -> list[str]:
-    """Every task's instruction, from the part that has the task."""
-    found = list(parts[0].corpus.instructions)
-    for part in parts:
-        for task in np.unique(part.corpus.task_N):
-            found[task] = part.corpus.instructions[task]
-    return found
-
-
 def _embedded(model: RewardModel, texts: Sequence[str]) -> Float16Array:
-    return np.stack([model.instruction(text)[0] for text in texts])
+    return np.stack([model.instruction(text).embedding_D for text in texts])
 
 
 def _measure(
@@ -314,7 +305,7 @@ def _measure(
     """Both kinds together: demonstrations and rollouts of whichever dataset."""
     joined, words = Part.joined(parts), model.vocabulary
     corpus = joined.corpus
-    said = predict(heads, joined.frames, texts, words, rules, corpus.source_T)
+    said = predict(heads, joined.frames, texts, words, rules, corpus)
     means = mean_demo_frames(corpus)
     return evaluate(scored_episodes(corpus, said, means), words.group_of_primitive, words.null_index)
 
@@ -328,7 +319,7 @@ def _save(
     report: dict[str, Any],
 ) -> None:
     """RM2's bundle: it knows the instructions that RM1 knew, and those that were learned."""
-    instructions = [*model.instructions, *(text for text in learned if not model.instruction(text)[1])]
+    instructions = [*model.instructions, *(text for text in learned if not model.instruction(text).known)]
     adapted = RewardModel(
         model.config,
         model.encoder,

@@ -75,7 +75,7 @@ def load_parts(
     """
     roots = dict(zip(PARTS, (rollouts, training), strict=True))
     tasks = _tasks(list(roots.values()))
-    corpora = {name: _indexed(model, root, work / name, tasks) for name, root in roots.items()}
+    corpora = _worded({name: _indexed(model, root, work / name, tasks) for name, root in roots.items()})
     for name, corpus in corpora.items():
         _check_episodes(name, corpus)
     _check_counts(counts, corpora[PARTS[0]], field)
@@ -92,6 +92,15 @@ def _indexed(model: RewardModel, root: Path, folder: Path, tasks: Sequence[str])
     if not (folder / "meta.json").exists():
         index_dataset(root, folder, model.vocabulary, tasks)
     return load_corpus(folder)
+
+
+def _worded(corpora: dict[str, Corpus]) -> dict[str, Corpus]:
+    """The same with every task's instruction in each: a dataset has only those of its own episodes."""
+    found = list(corpora[PARTS[0]].instructions)
+    for corpus in corpora.values():
+        for task in np.unique(corpus.task_N):
+            found[task] = corpus.instructions[task]
+    return {name: replace(corpus, instructions=tuple(found)) for name, corpus in corpora.items()}
 
 
 def _embedded(model: RewardModel, corpus: Corpus, folder: Path, device: str, tick: Tick) -> Part:

@@ -49,16 +49,18 @@ def predict(
     texts: Texts,
     vocabulary: Vocabulary,
     calibration: Calibration,
-    source_T: IntArray,
+    corpus: Corpus,
 ) -> Predictions:
-    """Score every frame of a corpus, whose episodes come from `source_T` (see `Corpus.source_T`)."""
+    """Score every frame; `corpus` says where its episodes come from and how their instructions are worded."""
     probs_TP = softmax(heads.logits(frames) / calibration.temperature)
     primitive_T = probs_TP.argmax(-1)
     confidence_T = probs_TP.max(-1)
     uncertain_T = _uncertain(confidence_T, primitive_T, calibration.rule, vocabulary)
     route_T = np.where(uncertain_T, vocabulary.null_index, primitive_T)
     progress_T = heads.progress(frames, texts, route_T, vocabulary)
-    low_T, high_T = calibration.interval.apply(progress_T, uncertain_T, source_T)
+    quantile_IS = np.stack([calibration.interval.quantiles_of(text) for text in corpus.instructions])
+    quantile_T = quantile_IS[frames.task_T, corpus.source_T]
+    low_T, high_T = calibration.interval.apply(progress_T, uncertain_T, quantile_T)
     return Predictions(primitive_T, confidence_T, uncertain_T, progress_T, low_T, high_T)
 
 
@@ -84,6 +86,7 @@ def calibrate(
         coverage=COVERAGE,
         episode_N=corpus.episode_T,
         source_N=corpus.source_T,
+        task_N=np.array(corpus.instructions)[frames.task_T],
     )
     return Calibration(temperature, rule, interval)
 

@@ -109,12 +109,12 @@ class Evaluator:
     def _blind_progress(self, episode: Episode) -> dict[Variant, Float32Array]:
         pictures = {camera: [decode_jpeg(file) for file in files] for camera, files in episode.images.items()}
         embeddings_TCD = self._predictor.embed_episode(pictures, len(episode))
-        instruction, _ = self.model.instruction(episode.task)
+        instruction_D = self.model.instruction(episode.task).embedding_D
         found: dict[Variant, Float32Array] = {}
         for variant in ABLATIONS:
             heads = self._blind[variant]
             frames = self._frames(episode, embeddings_TCD)
-            texts = Texts(self.model.primitive_texts_PD, instruction[None])
+            texts = Texts(self.model.primitive_texts_PD, instruction_D[None])
             if not needs_tower(variant):
                 texts = coded_texts(self.model.vocabulary, [episode.task], self.model.config.embedding_dim)
             primitive_T = heads.logits(frames).argmax(-1)

@@ -165,8 +165,8 @@ class TrainPlan:
 
 _EPISODES: dict[Split, Episodes] = {
     "train": Episodes(demo=60, clean_demo=6, perturbed=50, random=18),
-    # As many of each kind as an evaluation has: an interval holds for what it was fitted on.
-    "calibration": Episodes(demo=7, clean_demo=7, perturbed=12, random=4),
+    # Kinds in an evaluation's proportions: an interval holds for what it was fitted on, task by task.
+    "calibration": Episodes(demo=16, clean_demo=16, perturbed=28, random=7),
     "validation": Episodes(demo=8, clean_demo=4, perturbed=8, random=1),
 }
 PLANS: MappingProxyType[str, TrainPlan] = MappingProxyType(

@@ -176,7 +176,6 @@ def bundle(ticker: Ticker, run: RunFolder) -> None:
 def report(ticker: Ticker, run: RunFolder) -> None:
     """Measure every rung on the validation episodes; write report.json and the pictures."""
     corpus, vocabulary = run.corpus("validation"), run.vocabulary
-    source_T = corpus.source_T
     fitted, means = run.load_calibration(), mean_demo_frames(run.corpus("train"))
     checks = {task: load_checks(run.labels(task)) for task in run.tasks}
     rungs: dict[str, Predictions] = {}
@@ -184,7 +183,7 @@ def report(ticker: Ticker, run: RunFolder) -> None:
         rules = fitted if variant == "full" else Calibration()
         frames = run.frames(variant, "validation")
         rungs[variant] = predict(
-            run.load_heads(variant), frames, run.texts(variant), vocabulary, rules, source_T
+            run.load_heads(variant), frames, run.texts(variant), vocabulary, rules, corpus
         )
         ticker.tick(number + 1, len(VARIANTS) + 2, variant)
     ladder = climb(corpus, rungs, means, vocabulary)
