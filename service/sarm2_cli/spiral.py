@@ -274,7 +274,8 @@ def compare(
 
     Arms: `spiral` (the loop), `rm1` (without adaptation), `ra-bc` (reward-weighted cloning), `uniform`
     (no reward), `linear`, `success`, `true`. Stop it at any time; the same command goes on. The report,
-    `OUT/report/spiral.{json,md}`, is written anew after every run.
+    `OUT/report/spiral.{json,md}`, is written anew after every run. Copy `OUT/outcomes` to go on with it on
+    another machine: what a finished run came to lies there.
     """
     from rich.markdown import Markdown
 

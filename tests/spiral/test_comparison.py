@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -18,8 +19,9 @@ from sarm2_client.errors import Conflict
 from sarm2_rollouts.run_record import RunRecord, finished_stages
 from sarm2_spiral.comparison.bars import BARS, auc_bar, gained, loop_bar, minutes_bar, success_bar
 from sarm2_spiral.comparison.cells import ARMS, CONTROLLED, DEMOS, MAIN, SEEDS, Arm, Cell, cells
+from sarm2_spiral.comparison.outcome import INHERITED, RunOutcome
 from sarm2_spiral.comparison.picture import draw_comparison
-from sarm2_spiral.comparison.report import INHERITED, markdown, outcome
+from sarm2_spiral.comparison.report import markdown
 from sarm2_spiral.comparison.run import Comparison, inherit
 from sarm2_spiral.config import METAWORLD
 from sarm2_spiral.folder import SpiralFolder
@@ -73,6 +75,16 @@ def test_controls_begin_alike_are_reported_and_never_done_twice(tmp_path: Path) 
     comparison.start()
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.safetensors")} == before
 
+    elsewhere = tmp_path / "elsewhere"
+    shutil.copytree(tmp_path / "outcomes", elsewhere / "outcomes")
+    again = replace(comparison, root=elsewhere).start()
+    for name in ("spiral.json", "spiral.md"):
+        assert (again / name).read_text() == (report / name).read_text(), "the outcomes tell the same"
+    assert not any((elsewhere / cell.name).exists() for cell in chosen), "it was flown again"
+    longer = replace(config, loop=replace(config.loop, rounds=2))
+    with pytest.raises(Conflict, match=r"other settings \(config\)"):
+        replace(comparison, root=elsewhere, config=longer).start()
+
 
 @pytest.mark.sim
 def test_a_run_inherits_what_it_would_make_just_the_same(tmp_path: Path) -> None:
@@ -86,14 +98,14 @@ def test_a_run_inherits_what_it_would_make_just_the_same(tmp_path: Path) -> None
         with reach(folder) as run:
             run.start(resume=False)
     inherit(heir, first)
-    assert outcome([first]).minutes is not None
+    assert RunOutcome.of(first).minutes is not None
     taken = heir.root / "policies" / "bc.safetensors"
     before = taken.stat().st_mtime_ns
     assert finished_stages(heir.root) == {}
     with reach(heir) as run:
         run.start(resume=True)
     assert taken.stat().st_mtime_ns == before, "pi_1 was cloned again"
-    assert outcome([heir]).minutes is None, "what was taken over took time too"
+    assert RunOutcome.of(heir).minutes is None, "what was taken over took time too"
     for name in ("policies/bc.safetensors", "policies/offline.safetensors", "rounds/1/learner.safetensors"):
         assert (heir.root / name).read_bytes() == (alone.root / name).read_bytes()
 

@@ -11,11 +11,9 @@ import numpy as np
 import numpy.typing as npt
 
 from sarm2_spiral.comparison.cells import MAIN, SEEDS
+from sarm2_spiral.comparison.outcome import Verdicts
 from sarm2_spiral.report import rank_auc
 from sarm2_spiral.wilson import Rate
-
-Verdicts = npt.NDArray[np.bool_]
-"""Whether each evaluation episode succeeded, scenes of all seeds in one order."""
 
 SUCCESS = {"hammer": 0.85, "drawer-open": 0.85, "bin-picking": 0.70, "pick-place": 0.75}
 SUCCESS_AIM = {"hammer": 0.97, "drawer-open": 0.97, "bin-picking": 0.85, "pick-place": 0.90}

@@ -14,6 +14,7 @@ from types import MappingProxyType
 from typing import Literal, TypeAlias
 
 from sarm2_rollouts.perturbations import UNEVEN, Unevenness
+from sarm2_spiral.comparison.outcome import RunOutcome, outcome_of
 from sarm2_spiral.config import PolicyKind, SpiralConfig
 from sarm2_spiral.folder import SpiralFolder, Updater
 from sarm2_spiral.progress import Reward
@@ -100,6 +101,14 @@ class Cell:
         )
         place = root / self.name / f"seed{seed}"
         return SpiralFolder(place, self.task, self.kind, seed, replace(base, loop=loop), reward, updater)
+
+    def outcome(self, root: Path, seed: int, base: SpiralConfig) -> RunOutcome | None:
+        """What its run at a seed came to; None where it is not finished, or another one is."""
+        return outcome_of(self.folder(root, seed, base), self.outcome_file(root, seed))
+
+    def outcome_file(self, root: Path, seed: int) -> Path:
+        """Where that is kept."""
+        return root / "outcomes" / self.name / f"seed{seed}.json"
 
 
 def cells() -> Iterator[Cell]:

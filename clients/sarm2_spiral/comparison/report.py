@@ -6,20 +6,16 @@ import json
 import os
 import platform
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import torch
 
-from sarm2_rollouts.run_record import finished_stages, tries_of_stages
 from sarm2_spiral.comparison.bars import (
     BARS,
     QUICK_MINUTES,
     WHOLE_MINUTES,
     Bar,
-    Verdicts,
     auc_bar,
     gained,
     loop_bar,
@@ -27,14 +23,10 @@ from sarm2_spiral.comparison.bars import (
     success_bar,
 )
 from sarm2_spiral.comparison.cells import ARMS, MAIN, SEEDS, Cell
+from sarm2_spiral.comparison.outcome import Outcome, Verdicts
 from sarm2_spiral.comparison.picture import draw_comparison
 from sarm2_spiral.config import QUICK, SpiralConfig
-from sarm2_spiral.evaluation import success_rate, verdicts
-from sarm2_spiral.folder import SpiralFolder
 from sarm2_spiral.wilson import Rate
-
-INHERITED = "inherited_from"
-"""The file that names the run from which some of a run's work was taken over."""
 
 PARTS = (
     "On the same scenes, with 95 % intervals by a bootstrap over them. 2b clones the demonstrations alone, "
@@ -44,50 +36,15 @@ PARTS = (
 )
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """What a cell came to, over the seeds that are finished.
-
-    Attributes:
-        success: by policy (`bc`, `offline`, `round1`, ...), all seeds together.
-        first, offline, final: verdict of every evaluation episode, of pi_1, of pi_2 and of what stood after
-            the last round.
-        finals, successes: of the last round's rollouts, progress at the end and the simulator's verdict.
-        deployed: rounds whose candidate was deployed, of how many.
-        by_seed: success after the last round, seed by seed: scenes of one seed hang on one training.
-        minutes: the longest run's; None where a stage was broken off and begun again, or taken over.
-    """
-
-    seeds: int
-    success: Mapping[str, Rate]
-    first: Verdicts
-    offline: Verdicts
-    final: Verdicts
-    finals: tuple[float, ...]
-    successes: tuple[bool, ...]
-    deployed: tuple[int, int]
-    by_seed: tuple[float, ...]
-    minutes: float | None
-
-    def as_json(self) -> dict[str, Any]:
-        """Plain numbers."""
-        return {
-            "seeds": self.seeds,
-            "success": {name: rate.as_json() for name, rate in self.success.items()},
-            "by_seed": list(self.by_seed),
-            "deployed": list(self.deployed),
-            "minutes": self.minutes,
-        }
-
-
 def write_comparison(root: Path, cells: Iterable[Cell], seeds: Sequence[int], config: SpiralConfig) -> Path:
     """Write the report of all runs that are finished, to `root`/report, which is returned."""
     outcomes, finished = {}, set()
     for cell in cells:
-        done = [f for s in seeds if is_finished(f := cell.folder(root, s, config))]
+        known = {seed: cell.outcome(root, seed, config) for seed in seeds}
+        done = {seed: found for seed, found in known.items() if found is not None}
         if done:
-            outcomes[cell] = outcome(done)
-            finished |= {f.seed for f in done}
+            outcomes[cell] = Outcome.of(list(done.values()))
+            finished |= {*done}
     held = bars(outcomes, _quick_minutes(root))
     content = {
         "settings": {"seeds": sorted(finished), "config": asdict(config)},
@@ -115,31 +72,6 @@ def _write(path: Path, text: str) -> None:
     fresh = path.with_name(f".{path.name}.{os.getpid()}")  # other comparisons may write it too
     fresh.write_text(text)
     fresh.replace(path)
-
-
-def outcome(folders: Sequence[SpiralFolder]) -> Outcome:
-    """What the runs of a cell came to."""
-    loop = folders[0].config.loop
-    names = ["bc", "offline", *(f"round{number}" for number in range(1, loop.rounds + 1))]
-    success = {name: sum((_rate(one, name) for one in folders), Rate(0, 0)) for name in names}
-    ends: list[dict[str, Any]] = []
-    decisions: list[bool] = []
-    for one in folders:
-        report = json.loads((one.report / "report.json").read_text())
-        decisions += [bool(row["deployed"]) for row in report["rounds"]]
-        ends += report["rounds"][-1:]
-    return Outcome(
-        seeds=len(folders),
-        success=success,
-        first=_verdicts(folders, "bc"),
-        offline=_verdicts(folders, "offline"),
-        final=_verdicts(folders, names[-1]),
-        finals=tuple(value for row in ends for value in row["finals"]),
-        successes=tuple(value for row in ends for value in row["successes"]),
-        deployed=(sum(decisions), len(decisions)),
-        by_seed=tuple(_rate(one, names[-1]).value for one in folders),
-        minutes=_minutes(folders),
-    )
 
 
 def bars(outcomes: Mapping[Cell, Outcome], quick_minutes: float | None) -> dict[str, Bar]:
@@ -232,28 +164,6 @@ def _last(found: Outcome) -> Rate:
     return list(found.success.values())[-1]
 
 
-def is_finished(folder: SpiralFolder) -> bool:
-    """Whether there is a finished run with these very settings."""
-    return folder.record.whole and "report" in finished_stages(folder.root)
-
-
-def _rate(folder: SpiralFolder, name: str) -> Rate:
-    return success_rate(folder.evaluation(name), folder.evaluation_plan(folder.config.loop.evaluation))
-
-
-def _minutes(folders: Sequence[SpiralFolder]) -> float | None:
-    tries = (max(tries_of_stages(one.root).values(), default=0) for one in folders)
-    if any(count > 1 for count in tries) or any((one.root / INHERITED).exists() for one in folders):
-        return None
-    return max(sum(finished_stages(one.root).values()) for one in folders) / 60
-
-
-def _verdicts(folders: Sequence[SpiralFolder], name: str) -> Verdicts:
-    plans = ((one, one.evaluation_plan(one.config.loop.evaluation)) for one in folders)
-    return np.array([v for one, plan in plans for v in verdicts(one.evaluation(name), plan)], dtype=bool)
-
-
 def _quick_minutes(root: Path) -> float | None:
-    folder = Cell("hammer", "image", "spiral")
-    quick = folder.folder(root / "quick", 0, QUICK)
-    return _minutes([quick]) if is_finished(quick) else None
+    quick = Cell("hammer", "image", "spiral").outcome(root / "quick", 0, QUICK)
+    return None if quick is None else quick.minutes

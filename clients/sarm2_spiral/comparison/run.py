@@ -1,4 +1,5 @@
-"""Every run of the comparison, one after the other; what is finished is never done twice.
+"""Every run of the comparison, one after the other; what is finished is never done twice, and what a finished
+run came to is kept when its folder is deleted, or the comparison goes on elsewhere (`outcome`).
 
 Runs of the same task, kind of policy and seed begin alike, and what they share is made once: demonstrations,
 pi_1 and how often it succeeds; for those with the service's rewards pi_2, the rollouts of pi_1, and the
@@ -16,9 +17,9 @@ from typing import TypeAlias
 
 from rich.console import Console
 
-from sarm2_rollouts.run_record import finished_stages
 from sarm2_spiral.comparison.cells import SEEDS, Cell, cells
-from sarm2_spiral.comparison.report import INHERITED, is_finished, write_comparison
+from sarm2_spiral.comparison.outcome import INHERITED, check_outcome, is_finished
+from sarm2_spiral.comparison.report import write_comparison
 from sarm2_spiral.config import QUICK, SpiralConfig
 from sarm2_spiral.folder import SpiralFolder
 from sarm2_spiral.run import SpiralRun
@@ -60,14 +61,10 @@ class Comparison:
         """Do every run that is not done, write the report after each, and return its folder."""
         whole = Cell("hammer", "image", "spiral")
         if whole in self.chosen:
-            self._fly("quick", whole.folder(self.root / "quick", 0, QUICK))
+            self._fly("quick", whole, self.root / "quick", 0, QUICK)
         for seed in self.seeds:
             for cell in self.chosen:
-                folder = cell.folder(self.root, seed, self.config)
-                if not folder.root.exists() and cell.arm != "spiral":
-                    first = Cell(cell.task, cell.kind, "spiral").folder(self.root, seed, self.config)
-                    inherit(folder, first)
-                self._fly(f"{cell.name}, seed {seed}", folder)
+                self._fly(f"{cell.name}, seed {seed}", cell, self.root, seed, self.config)
                 self.write()
         return self.write()
 
@@ -75,10 +72,14 @@ class Comparison:
         """The report of every run that is finished so far, those that are not chosen too."""
         return write_comparison(self.root, cells(), sorted({*SEEDS, *self.seeds}), self.config)
 
-    def _fly(self, title: str, folder: SpiralFolder) -> None:
-        folder.record.open(resume=True)  # a run with other settings is none of this comparison's
-        if "report" in finished_stages(folder.root):
+    def _fly(self, title: str, cell: Cell, root: Path, seed: int, config: SpiralConfig) -> None:
+        folder = cell.folder(root, seed, config)
+        check_outcome(folder, cell.outcome_file(root, seed))
+        if cell.outcome(root, seed, config) is not None:
             return
+        if not folder.root.exists() and cell.arm != "spiral":
+            inherit(folder, Cell(cell.task, cell.kind, "spiral").folder(root, seed, config))
+        folder.record.open(resume=True)  # a run with other settings is none of this comparison's
         self.console.rule(f"[bold]{title}", align="left")
         with self.reach(folder) as run:
             run.start(resume=True)

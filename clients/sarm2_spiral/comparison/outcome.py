@@ -1,0 +1,167 @@
+"""What the runs of a comparison came to: one small file a run, which is enough when the run's folder is gone.
+
+OUT/outcomes/TASK/POLICY/ARM/seedN.json. Copy them into the folder of a comparison on another machine, and
+what they tell of is neither flown again nor left out of the report there.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from sarm2_client.errors import Conflict
+from sarm2_rollouts.run_record import finished_stages, tries_of_stages
+from sarm2_rollouts.whole_file import whole_file
+from sarm2_spiral.evaluation import verdicts
+from sarm2_spiral.folder import SpiralFolder
+from sarm2_spiral.wilson import Rate
+
+Verdicts = npt.NDArray[np.bool_]
+"""Whether each evaluation episode succeeded, scenes of all seeds in one order."""
+
+INHERITED = "inherited_from"
+"""The file that names the run from which some of a run's work was taken over."""
+
+
+@dataclass(frozen=True)
+class RunOutcome:
+    """What one finished run came to.
+
+    Attributes:
+        verdicts: by policy (`bc`, `offline`, `round1`, ...), whether each evaluation episode succeeded, in
+            the order of the scenes.
+        finals, successes: of the last round's rollouts, progress at the end and the simulator's verdict.
+        deployed: of each round, whether its candidate was deployed.
+        minutes: it took; None where a stage was broken off and begun again, or taken over.
+    """
+
+    verdicts: Mapping[str, Sequence[bool]]
+    finals: Sequence[float]
+    successes: Sequence[bool]
+    deployed: Sequence[bool]
+    minutes: float | None
+
+    @classmethod
+    def of(cls, run: SpiralFolder) -> RunOutcome:
+        """Of a run whose folder is there."""
+        plan = run.evaluation_plan(run.config.loop.evaluation)
+        rounds = json.loads((run.report / "report.json").read_text())["rounds"]
+        last = rounds[-1] if rounds else {"finals": [], "successes": []}
+        names = ["bc", "offline", *(f"round{number}" for number in range(1, run.config.loop.rounds + 1))]
+        return cls(
+            verdicts={name: verdicts(run.evaluation(name), plan) for name in names},
+            finals=last["finals"],
+            successes=last["successes"],
+            deployed=[bool(row["deployed"]) for row in rounds],
+            minutes=_minutes(run.root),
+        )
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a cell came to, over the seeds that are finished.
+
+    Attributes:
+        seeds: how many.
+        success: by policy (`bc`, `offline`, `round1`, ...), all seeds together.
+        first, offline, final: verdict of every evaluation episode, of pi_1, of pi_2 and of what stood after
+            the last round.
+        finals, successes: as `RunOutcome` has them, of all runs.
+        deployed: rounds whose candidate was deployed, of how many.
+        by_seed: success after the last round, seed by seed: scenes of one seed hang on one training.
+        minutes: the longest run's; None where one does not know.
+    """
+
+    seeds: int
+    success: Mapping[str, Rate]
+    first: Verdicts
+    offline: Verdicts
+    final: Verdicts
+    finals: tuple[float, ...]
+    successes: tuple[bool, ...]
+    deployed: tuple[int, int]
+    by_seed: tuple[float, ...]
+    minutes: float | None
+
+    @classmethod
+    def of(cls, runs: Sequence[RunOutcome]) -> Outcome:
+        """Of the runs of one cell, at least one."""
+        names = list(runs[0].verdicts)
+        decisions = [one for run in runs for one in run.deployed]
+        minutes = [run.minutes for run in runs if run.minutes is not None]
+        return cls(
+            seeds=len(runs),
+            success={name: sum((_rate(run, name) for run in runs), Rate(0, 0)) for name in names},
+            first=_verdicts(runs, "bc"),
+            offline=_verdicts(runs, "offline"),
+            final=_verdicts(runs, names[-1]),
+            finals=tuple(value for run in runs for value in run.finals),
+            successes=tuple(value for run in runs for value in run.successes),
+            deployed=(sum(decisions), len(decisions)),
+            by_seed=tuple(_rate(run, names[-1]).value for run in runs),
+            minutes=max(minutes) if len(minutes) == len(runs) else None,
+        )
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain numbers."""
+        return {
+            "seeds": self.seeds,
+            "success": {name: rate.as_json() for name, rate in self.success.items()},
+            "by_seed": list(self.by_seed),
+            "deployed": list(self.deployed),
+            "minutes": self.minutes,
+        }
+
+
+def outcome_of(run: SpiralFolder, path: Path) -> RunOutcome | None:
+    """What a run came to, from its file at `path`, which is written where the run's folder tells that it is
+    finished. None where neither is there, or of a run with other settings."""
+    if not path.exists() and is_finished(run):
+        content = {"settings": run.settings(), **asdict(RunOutcome.of(run))}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with whole_file(path) as fresh:
+            fresh.write_text(json.dumps(content) + "\n")
+    if not path.exists() or other_settings(run, path):
+        return None
+    kept = json.loads(path.read_text())
+    return RunOutcome(**{name: kept[name] for name in RunOutcome.__dataclass_fields__})
+
+
+def check_outcome(run: SpiralFolder, path: Path) -> None:
+    """Raise Conflict where the file at `path` tells of a run with other settings."""
+    other = other_settings(run, path) if path.exists() else []
+    if other:
+        raise Conflict(
+            f"{path} tells of a run with other settings ({', '.join(other)}); move it away to fly this one, "
+            "or choose another folder with --out"
+        )
+
+
+def other_settings(run: SpiralFolder, path: Path) -> list[str]:
+    """Names of the settings in which the run that a file tells of differs from this one."""
+    now, kept = json.loads(json.dumps(run.settings())), json.loads(path.read_text())["settings"]
+    return sorted(name for name in {*now, *kept} if now.get(name) != kept.get(name))
+
+
+def is_finished(run: SpiralFolder) -> bool:
+    """Whether there is a finished run with these very settings."""
+    return run.record.whole and "report" in finished_stages(run.root)
+
+
+def _minutes(root: Path) -> float | None:
+    again = max(tries_of_stages(root).values(), default=0) > 1
+    return None if again or (root / INHERITED).exists() else sum(finished_stages(root).values()) / 60
+
+
+def _rate(run: RunOutcome, name: str) -> Rate:
+    return Rate(sum(run.verdicts[name]), len(run.verdicts[name]))
+
+
+def _verdicts(runs: Sequence[RunOutcome], name: str) -> Verdicts:
+    return np.array([verdict for run in runs for verdict in run.verdicts[name]], dtype=bool)
