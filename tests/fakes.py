@@ -104,10 +104,15 @@ def make_model(folder: Path, size: TowerSize = TINY, seed: int = 0) -> RewardMod
     """An untrained reward model; its encoder's files are written to `folder`."""
     encoder = ImageTextEncoder.load(save_encoder(folder, size, seed))
     statistics = Statistics(state_mean=(0.0,) * STATE_DIM, state_std=(1.0,) * STATE_DIM)
-    model = RewardModel.build(make_config(size), encoder, statistics, instructions=TASKS, seed=seed)
     interval = ConformalInterval(0.9, (1.0, 2.0), ((0.05,), (0.2,)), frames=10)
-    model.calibration = Calibration(interval=interval)
-    return model
+    return RewardModel.build(
+        make_config(size),
+        encoder,
+        statistics,
+        instructions=TASKS,
+        seed=seed,
+        calibration=Calibration(interval=interval),
+    )
 
 
 def make_bundle(folder: Path, size: TowerSize = TINY, seed: int = 0) -> Path:
