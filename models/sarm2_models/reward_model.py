@@ -10,7 +10,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -136,7 +136,7 @@ class RewardModel:
     ) -> None:
         self.config, self.encoder, self.statistics = config, encoder, statistics
         self.vocabulary = vocabulary or load_vocabulary(config.vocabulary)
-        self.calibration = calibration or Calibration()
+        self.calibration: Final = calibration or Calibration()  # what `instruction` gives is made of it
         self.device = encoder.device
         self.stage = stage.eval().requires_grad_(False).to(self.device)
         self.value = value.eval().requires_grad_(False).to(self.device)
