@@ -54,7 +54,7 @@ class RunRecord:
 
     def check(self, *, resume: bool) -> None:
         """Raise Conflict where there is a run and `resume` is false, or where its settings are others."""
-        path, now = self.root / FILE, json.loads(json.dumps(self.settings))
+        path = self.root / FILE
         if not path.exists():
             return
         if not resume:
@@ -62,8 +62,7 @@ class RunRecord:
                 f"{self.root} already holds a {self.what}; add --resume to go on with it, or choose another "
                 "folder with --out"
             )
-        before = json.loads(path.read_text())["settings"]
-        other = sorted(name for name in {*now, *before} if before.get(name) != now.get(name))
+        other = other_settings(self.settings, json.loads(path.read_text())["settings"])
         if other:
             raise Conflict(
                 f"the {self.what} in {self.root} has other settings ({', '.join(other)}); use the same to go "
@@ -99,6 +98,12 @@ class RunRecord:
         content = {"settings": self.settings, "finished": finished, "tries": tries}
         with whole_file(self.root / FILE) as fresh:
             fresh.write_text(json.dumps(content, indent=1) + "\n")
+
+
+def other_settings(now: Mapping[str, Any], kept: Mapping[str, Any]) -> list[str]:
+    """Names of the settings in which a run differs from one whose settings were read from JSON."""
+    plain = json.loads(json.dumps(now))
+    return sorted(name for name in {*plain, *kept} if kept.get(name) != plain.get(name))
 
 
 def hold(root: Path) -> None:

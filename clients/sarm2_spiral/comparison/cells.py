@@ -14,7 +14,7 @@ from types import MappingProxyType
 from typing import Literal, TypeAlias
 
 from sarm2_rollouts.perturbations import UNEVEN, Unevenness
-from sarm2_spiral.comparison.outcome import RunOutcome, outcome_of
+from sarm2_spiral.comparison.outcome import RunOutcome, kept_outcome
 from sarm2_spiral.config import PolicyKind, SpiralConfig
 from sarm2_spiral.folder import SpiralFolder, Updater
 from sarm2_spiral.progress import Reward
@@ -104,7 +104,7 @@ class Cell:
 
     def outcome(self, root: Path, seed: int, base: SpiralConfig) -> RunOutcome | None:
         """What its run at a seed came to; None where it is not finished, or another one is."""
-        return outcome_of(self.folder(root, seed, base), self.outcome_file(root, seed))
+        return kept_outcome(self.folder(root, seed, base), self.outcome_file(root, seed))
 
     def outcome_file(self, root: Path, seed: int) -> Path:
         """Where that is kept."""

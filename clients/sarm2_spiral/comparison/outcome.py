@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sarm2_client.errors import Conflict
-from sarm2_rollouts.run_record import finished_stages, tries_of_stages
+from sarm2_rollouts.run_record import finished_stages, other_settings, tries_of_stages
 from sarm2_rollouts.whole_file import whole_file
 from sarm2_spiral.evaluation import verdicts
 from sarm2_spiral.folder import SpiralFolder
@@ -119,34 +119,31 @@ class Outcome:
         }
 
 
-def outcome_of(run: SpiralFolder, path: Path) -> RunOutcome | None:
-    """What a run came to, from its file at `path`, which is written where the run's folder tells that it is
-    finished. None where neither is there, or of a run with other settings."""
-    if not path.exists() and is_finished(run):
-        content = {"settings": run.settings(), **asdict(RunOutcome.of(run))}
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with whole_file(path) as fresh:
-            fresh.write_text(json.dumps(content) + "\n")
-    if not path.exists() or other_settings(run, path):
+def keep_outcome(run: SpiralFolder, path: Path) -> None:
+    """Write what a finished run came to. Only whoever flew it does: comparisons may share a folder."""
+    with whole_file(path) as fresh:
+        fresh.write_text(json.dumps({"settings": run.settings(), **asdict(RunOutcome.of(run))}) + "\n")
+
+
+def kept_outcome(run: SpiralFolder, path: Path) -> RunOutcome | None:
+    """What a run came to, from its file; None where there is none, or that of a run with other settings."""
+    if not path.exists():
         return None
     kept = json.loads(path.read_text())
+    if other_settings(run.settings(), kept["settings"]):
+        return None
     return RunOutcome(**{name: kept[name] for name in RunOutcome.__dataclass_fields__})
 
 
 def check_outcome(run: SpiralFolder, path: Path) -> None:
     """Raise Conflict where the file at `path` tells of a run with other settings."""
-    other = other_settings(run, path) if path.exists() else []
-    if other:
+    if not path.exists():
+        return
+    if other := other_settings(run.settings(), json.loads(path.read_text())["settings"]):
         raise Conflict(
             f"{path} tells of a run with other settings ({', '.join(other)}); move it away to fly this one, "
             "or choose another folder with --out"
         )
-
-
-def other_settings(run: SpiralFolder, path: Path) -> list[str]:
-    """Names of the settings in which the run that a file tells of differs from this one."""
-    now, kept = json.loads(json.dumps(run.settings())), json.loads(path.read_text())["settings"]
-    return sorted(name for name in {*now, *kept} if now.get(name) != kept.get(name))
 
 
 def is_finished(run: SpiralFolder) -> bool:

@@ -18,7 +18,7 @@ from typing import TypeAlias
 from rich.console import Console
 
 from sarm2_spiral.comparison.cells import SEEDS, Cell, cells
-from sarm2_spiral.comparison.outcome import INHERITED, check_outcome, is_finished
+from sarm2_spiral.comparison.outcome import INHERITED, check_outcome, is_finished, keep_outcome
 from sarm2_spiral.comparison.report import write_comparison
 from sarm2_spiral.config import QUICK, SpiralConfig
 from sarm2_spiral.folder import SpiralFolder
@@ -73,16 +73,18 @@ class Comparison:
         return write_comparison(self.root, cells(), sorted({*SEEDS, *self.seeds}), self.config)
 
     def _fly(self, title: str, cell: Cell, root: Path, seed: int, config: SpiralConfig) -> None:
-        folder = cell.folder(root, seed, config)
-        check_outcome(folder, cell.outcome_file(root, seed))
-        if cell.outcome(root, seed, config) is not None:
+        folder, outcome = cell.folder(root, seed, config), cell.outcome_file(root, seed)
+        check_outcome(folder, outcome)
+        if outcome.exists():
             return
         if not folder.root.exists() and cell.arm != "spiral":
             inherit(folder, Cell(cell.task, cell.kind, "spiral").folder(root, seed, config))
         folder.record.open(resume=True)  # a run with other settings is none of this comparison's
-        self.console.rule(f"[bold]{title}", align="left")
-        with self.reach(folder) as run:
-            run.start(resume=True)
+        if not is_finished(folder):
+            self.console.rule(f"[bold]{title}", align="left")
+            with self.reach(folder) as run:
+                run.start(resume=True)
+        keep_outcome(folder, outcome)
 
 
 def inherit(folder: SpiralFolder, first: SpiralFolder) -> None:
