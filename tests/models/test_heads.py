@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -12,7 +13,14 @@ from models.tiny import DIM, tiny_config
 from sarm2_models.config import Inputs, RewardModelConfig, ValueConfig
 from sarm2_models.layers import CausalTrunk, ParallelMLP, Standardise, block_causal_mask
 from sarm2_models.stage import StageEstimator, stage_loss
-from sarm2_models.value import ValueDecoder, ValueOutput, keep_top, value_loss
+from sarm2_models.value import (
+    ProgressError,
+    ValueDecoder,
+    ValueOutput,
+    keep_top,
+    progress_error,
+    value_loss,
+)
 
 SLOTS, ROWS = 7, 5
 
@@ -239,11 +247,31 @@ def test_the_value_loss_is_the_published_sum() -> None:
     output = made_output([0.5, 0.0], [[1.0, 0.0], [0.5, 0.5]], [[0.75, 0.25], [0.25, 0.75]])
     loss = value_loss(output, torch.tensor([0.0, 0.0]))
     entropy = -(0.75 * torch.tensor(0.75).log() + 0.25 * torch.tensor(0.25).log())
-    torch.testing.assert_close(loss.mse, torch.tensor(0.125))
+    torch.testing.assert_close(loss.error, torch.tensor(0.125))
     torch.testing.assert_close(loss.load_variance, torch.tensor(0.0625))
     torch.testing.assert_close(loss.importance_variance, torch.tensor(0.0))
     torch.testing.assert_close(loss.entropy, entropy)
     torch.testing.assert_close(loss.total, 0.125 + 0.2 * (2.5 * 0.0625 - 0.5 * entropy))
+
+
+def test_the_cross_entropy_of_progress_is_as_computed_by_hand_and_least_at_the_target() -> None:
+    said = torch.tensor([0.5, 0.9, 0.9, 0.95], requires_grad=True)
+    error_B = progress_error(said, torch.tensor([1.0, 0.9, 0.8, 0.95]), "cross_entropy")
+    expected = [-math.log(0.5) / 4, -(0.9 * math.log(0.9) + 0.1 * math.log(0.1)) / 4]
+    torch.testing.assert_close(error_B[:2], torch.tensor(expected))
+    torch.autograd.backward(error_B.sum())
+    assert said.grad is not None
+    torch.testing.assert_close(said.grad[[1, 3]], torch.zeros(2), atol=1e-6, rtol=0)
+    assert said.grad[0] < 0 < said.grad[2]
+
+
+@pytest.mark.parametrize(("kind", "pull"), [("squared", 2 * 0.05 * 0.98 * 0.02), ("cross_entropy", 0.05 / 4)])
+def test_nearly_done_that_is_said_to_be_done_is_pulled_back(kind: ProgressError, pull: float) -> None:
+    """By what the sigmoid's input feels: ten times as strongly by the cross entropy."""
+    raw = torch.tensor([math.log(0.98 / 0.02)], requires_grad=True)
+    torch.autograd.backward(progress_error(raw.sigmoid(), torch.tensor([0.93]), kind))
+    assert raw.grad is not None
+    torch.testing.assert_close(raw.grad, torch.tensor([pull]), rtol=1e-4, atol=0)
 
 
 def test_rows_of_weight_zero_enter_no_term_even_with_a_nan_target() -> None:
@@ -259,7 +287,7 @@ def test_rows_of_weight_zero_enter_no_term_even_with_a_nan_target() -> None:
 def test_the_terms_weigh_as_the_config_says() -> None:
     output = made_output([0.5], [[1.0, 0.0]], [[0.7, 0.3]])
     plain = value_loss(output, torch.tensor([0.0]), config=ValueConfig(auxiliary=0.0))
-    torch.testing.assert_close(plain.total, plain.mse)
+    torch.testing.assert_close(plain.total, plain.error)
 
 
 def test_rows_of_weight_zero_do_not_enter_the_stage_loss_even_without_a_label() -> None:

@@ -8,6 +8,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -30,11 +31,13 @@ from sarm2_models.train.plan import HeadPlan, TowerPlan
 from sarm2_models.train.tower import dense_loss, sigmoid_loss, train_tower
 from sarm2_models.train.variants import Heads, load_heads, save_module, text_codes
 from sarm2_models.train.windows import Frames, hints_of
+from sarm2_models.value import ProgressError
 from sarm2_models.vocabulary import load_vocabulary
 
 VOCABULARY = load_vocabulary("metaworld")
 CONFIG = tiny_config()
 PLAN = HeadPlan(stage_steps=6, value_steps=6, batch=8)
+ERRORS: tuple[ProgressError, ...] = get_args(ProgressError)
 
 
 @pytest.fixture(scope="module")
@@ -119,6 +122,22 @@ def test_the_heads_learn_what_the_embeddings_say(frames: Frames, tmp_path: Path)
     plan = replace(PLAN, stage_steps=120, batch=32, stage_learning_rate=5e-3, noise=0.0)
     model = train_stage(CONFIG, frames, plan, tmp_path, seed=0)
     assert (predict_logits(model, frames).argmax(-1) == frames.primitive_T).mean() > 0.8
+
+
+def test_the_value_decoder_makes_the_error_small_that_the_plan_names(
+    frames: Frames, texts: Texts, tmp_path: Path
+) -> None:
+    first: dict[ProgressError, float] = {}
+    for kind in ERRORS:
+        told: list[str] = []
+
+        def tick(done: int, total: int, note: str, told: list[str] = told) -> None:
+            told.append(note)
+
+        plan, place = replace(PLAN, error=kind), tmp_path / kind
+        train_value(CONFIG, frames, texts, frames.primitive_T, plan, place, seed=0, tick=tick, stop_after=1)
+        first[kind] = float(told[0].split()[-1])
+    assert first["cross_entropy"] > first["squared"], "of the same untrained weights, on the same windows"
 
 
 def test_windows_are_given_true_predicted_and_null_primitives_in_the_planned_shares() -> None:

@@ -67,8 +67,8 @@ MAIN: tuple[tuple[str, PolicyKind], ...] = (
 )
 """What the bars are about."""
 
-SEEDS = (10, 11, 12)
-"""Of training. 0 to 5 are left out: the loop was tuned on seeds from 100 on, but what to look at was learned
+SEEDS = (13, 14, 15)
+"""Of training. 0 to 12 are left out: the loop was tuned on seeds from 100 on, but what to look at was learned
 from earlier comparisons, which flew these."""
 
 CONTROLLED: tuple[tuple[str, PolicyKind], ...] = (("hammer", "state"), ("pick-place", "state"))

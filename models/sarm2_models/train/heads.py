@@ -139,7 +139,7 @@ def train_value(
     decoder: type[ValueDecoder] = ValueDecoder,
     initial: ValueDecoder | None = None,
 ) -> ValueDecoder:
-    """Squared error of progress, of pairs of neighbouring frames, plus the gates' terms.
+    """The plan's error of progress, of pairs of neighbouring frames, plus the gates' terms.
 
     Both windows of a pair are given the same primitive, and the error of their difference is a term of its
     own: it is what makes a curve smooth.
@@ -179,7 +179,7 @@ def train_value(
             )
         true_B = np.where(np.tile(wrong_B, 2), np.float32(0), frames.progress_T[pair_B])
         target_B = torch.from_numpy(true_B).to(frames.device)
-        loss = value_loss(output, target_B, config=config.value).total
+        loss = value_loss(output, target_B, config=config.value, error=plan.error).total
         change_B = (output.progress_B - target_B).view(2, -1)
         total: Tensor = loss + plan.smooth * (change_B[1] - change_B[0]).square().mean()
         return total

@@ -16,6 +16,7 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 
 from sarm2_client.errors import NotFound
+from sarm2_models.value import ProgressError
 from sarm2_rollouts.episode import EpisodeKind
 
 Split: TypeAlias = Literal["train", "calibration", "validation", "test", "policy"]
@@ -95,6 +96,7 @@ class HeadPlan:
         rewind: share of value windows that end in 1 to 3 frames played backwards.
         predicted: share of value windows that are given the stage estimator's primitive, not the true one.
         fallback: share of value windows that go through the `other` gate with the null text.
+        error: which error of progress the value decoder makes small.
         smooth: weight of the squared error of the *change* of progress from one frame to the next.
         hints: weight of the squared error of `windows.hints_of` in the stage estimator's loss.
         wrong_instruction: share of value windows that are given another task's instruction: progress 0.
@@ -116,6 +118,7 @@ class HeadPlan:
     rewind: float = 0.3
     predicted: float = 0.5
     fallback: float = 0.1
+    error: ProgressError = "squared"
     smooth: float = 1.0
     hints: float = 1.0
     wrong_instruction: float = 0.05
