@@ -38,8 +38,8 @@ Updater: TypeAlias = Literal["residual", "rabc"]
 and rollouts anew each round, weighted by what the frames gained."""
 
 RECIPE = 2
-"""Raised with every change, here or of the adaptation's plan, by which the same settings come to other numbers:
-a run that was begun before is then not gone on with, and not compared with later ones."""
+"""Raised with every change, here or of the adaptation's plan, by which the same settings come to other
+numbers: a run that was begun before is then not gone on with, and not compared with later ones."""
 
 SEEDS = {
     "demos": 1_000_000,

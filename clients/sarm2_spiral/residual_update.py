@@ -57,8 +57,8 @@ class ResidualUpdate:
         self._figures: dict[str, list[float]] = {}
         rate = config.learning_rate
         self._optimisers = {
-            "critic": torch.optim.Adam(learner.critics.parameters(), lr=rate),
-            "actor": torch.optim.Adam(learner.actor.parameters(), lr=rate),
+            "critic": torch.optim.Adam(learner.critics.parameters(), lr=rate, fused=True),
+            "actor": torch.optim.Adam(learner.actor.parameters(), lr=rate, fused=True),
         }
         self.step = load_checkpoint(path, learner, self._optimisers) if path is not None else 0
 
@@ -112,11 +112,9 @@ class ResidualUpdate:
         return hybrid_target(batch.monte_carlo_B, batch.partial_B, batch.discount_B, later_NB, config.alpha)
 
     def _actor(self, batch: Batch) -> None:
-        latents = batch.base_BMK.shape[1]
-        features_RF = batch.features_BF.repeat_interleave(latents, 0)  # R = B x M rows
-        base_RK = batch.base_BMK.flatten(0, 1)
-        residual_RK = self.learner.actor(features_RF, base_RK)
-        value_NR = self.learner.critics(features_RF, (base_RK + residual_RK).clamp(-1.0, 1.0))
+        base_RK = batch.base_BMK.flatten(0, 1)  # R = B x M rows
+        residual_RK = self.learner.actor(batch.features_BF, base_RK)
+        value_NR = self.learner.critics(batch.features_BF, (base_RK + residual_RK).clamp(-1.0, 1.0))
         loss = actor_loss(value_NR, residual_RK, self.config.beta)
         self._descend("actor", loss)
         self._note(actor_loss=loss, residual=residual_RK.square().mean().sqrt())
@@ -124,5 +122,6 @@ class ResidualUpdate:
     def _descend(self, name: str, loss: Tensor) -> None:
         optimiser = self._optimisers[name]
         optimiser.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        # No gradients of the critics' weights where the actor moves: half of the work.
+        loss.backward(inputs=optimiser.param_groups[0]["params"])  # type: ignore[no-untyped-call]
         optimiser.step()
