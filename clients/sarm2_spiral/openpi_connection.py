@@ -14,9 +14,9 @@ from typing import Any, TypeVar
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, WebSocketException
 
+from sarm2_client import openpi_wire
 from sarm2_client.errors import ConnectionLost, InvalidMessage, ModelFailed, Sarm2Error, WaitTimeout
 from sarm2_client.timeouts import bounded
-from sarm2_spiral import openpi_wire
 
 MAX_ANSWER_BYTES = 64 * 2**20
 

@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
+from sarm2_client import openpi_wire
 from sarm2_client.errors import InvalidInput, InvalidMessage, ModelFailed
-from sarm2_spiral import openpi_wire
 from sarm2_spiral.base_policy import Float32Array, Moment
 from sarm2_spiral.input_map import Robot, Source, parse_map
 from sarm2_spiral.openpi_connection import OpenPiConnection, Waits

@@ -15,18 +15,24 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import WebSocketRoute
 
 from sarm2_client.errors import InvalidInput, Sarm2Error
+from sarm2_client.wire import PROTOCOL
 from sarm2_service import __version__
 from sarm2_service.cache import EmbeddingCache
 from sarm2_service.endpoint import StreamEndpoint
 from sarm2_service.guard import Guard, error_response, http_error
 from sarm2_service.health import health_router
 from sarm2_service.logs import log
+from sarm2_service.openpi import OpenPiCodec
 from sarm2_service.routes import api_router, page_router
 from sarm2_service.scorer import Scorer
 from sarm2_service.settings import Settings
 from sarm2_service.state import Service
+from sarm2_service.stream_codec import SarmCodec
 
 STREAM_PATH = "/v1/stream"
+OPENPI_PATH = "/"
+"""Where openpi's clients connect; pages lie there, too."""
+
 CLIENT_CLOSED_REQUEST = 499
 """What proxies call it; nobody reads this answer."""
 
@@ -72,7 +78,12 @@ def create_app(
     app.include_router(health_router(service))
     app.include_router(api_router(service))
     app.include_router(page_router())
-    app.router.routes.append(WebSocketRoute(STREAM_PATH, StreamEndpoint(service)))
+    streams = StreamEndpoint(service, lambda: SarmCodec(service.limits), PROTOCOL)
+    app.router.routes.append(WebSocketRoute(STREAM_PATH, streams))
+    observations = StreamEndpoint(
+        service, lambda: OpenPiCodec(service.limits, service.scorer.info.cameras), subprotocol=None
+    )
+    app.router.routes.append(WebSocketRoute(OPENPI_PATH, observations))
     _add_error_answers(app, service)
     return app
 

@@ -1,7 +1,8 @@
 """Who may use the service: everyone, or whoever names one of its keys.
 
-A program sends `Authorization: Bearer KEY`. A browser asks its user once, under any name, for a key as the
-password (HTTP Basic), and then sends it with the page's requests, event streams and websockets as well.
+A program sends `Authorization: Bearer KEY` (openpi's clients `Api-Key KEY`). A browser asks its user once,
+under any name, for a key as the password (HTTP Basic), and then sends it with the page's requests, event
+streams and websockets as well.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ def check_key(headers: Headers, keys: Sequence[str], path: str) -> None:
 def _named(authorization: str) -> str:
     """The key in an `Authorization` header; empty where there is none."""
     scheme, _, value = authorization.partition(" ")
-    if scheme.lower() == "bearer":
+    if scheme.lower() in ("bearer", "api-key"):
         return value.strip()
     if scheme.lower() != "basic":
         return ""

@@ -1,28 +1,35 @@
-"""The door of `/v1/stream`: who may open a websocket, and how the others are told."""
+"""The door of a websocket: who may open one, and how the others are told."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 from starlette.datastructures import Headers
 from starlette.types import Receive, Scope, Send
 
 from sarm2_client.errors import Draining, InvalidInput, Sarm2Error
-from sarm2_client.wire import PROTOCOL
 from sarm2_service.auth import check_key
 from sarm2_service.guard import check_origin, error_response
 from sarm2_service.state import Service
 from sarm2_service.stream import Connection
+from sarm2_service.stream_codec import StreamCodec
 
 
 class StreamEndpoint:
-    """ASGI application of one websocket path. A refusal is an HTTP answer before the upgrade."""
+    """ASGI application of one websocket path. A refusal is an HTTP answer before the upgrade.
 
-    def __init__(self, service: Service) -> None:
-        self._service = service
+    Args:
+        codec: makes what a connection speaks.
+        subprotocol: that a client has to ask for, if any.
+    """
+
+    def __init__(self, service: Service, codec: Callable[[], StreamCodec], subprotocol: str | None) -> None:
+        self._service, self._codec, self._subprotocol = service, codec, subprotocol
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Check, accept with the subprotocol, and serve."""
         await receive()  # websocket.connect
-        connection = Connection(self._service, receive, send)
+        connection = Connection(self._service, self._codec(), receive, send)
         try:
             self._check(scope)
             self._service.admit(connection)
@@ -31,7 +38,7 @@ class StreamEndpoint:
             await _deny(error, scope, receive, send)
             return
         try:
-            await send({"type": "websocket.accept", "subprotocol": PROTOCOL})
+            await send({"type": "websocket.accept", "subprotocol": self._subprotocol})
             await connection.run()
         except OSError:
             return  # the client went away during the handshake
@@ -42,9 +49,10 @@ class StreamEndpoint:
         headers = Headers(scope=scope)
         check_origin(headers, self._service)
         check_key(headers, self._service.settings.keys, scope["path"])
-        if PROTOCOL not in scope.get("subprotocols", []):
+        asked = scope.get("subprotocols", [])
+        if self._subprotocol is not None and self._subprotocol not in asked:
             raise InvalidInput(
-                f"expected the websocket subprotocol {PROTOCOL!r}, got {scope.get('subprotocols', [])[:5]}",
+                f"expected the websocket subprotocol {self._subprotocol!r}, got {asked[:5]}",
                 field="sec-websocket-protocol",
             )
         if self._service.draining:

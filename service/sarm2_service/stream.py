@@ -1,4 +1,4 @@
-"""The websocket of `sarm.v1`: one connection, one open episode at a time.
+"""A robot's websocket: one connection, one open episode at a time.
 
 A frame that cannot be scored is answered by an `error` with its `seq`, and the episode goes on. A client that
 breaks the protocol is told why and disconnected; its episode can still be resumed. Nothing a client does or
@@ -17,7 +17,7 @@ from typing import NoReturn
 from starlette.types import Receive, Send
 
 from sarm2_client import wire
-from sarm2_client.codec import decode_client_message, encode, error_message
+from sarm2_client.codec import encode, error_message
 from sarm2_client.errors import (
     Conflict,
     Draining,
@@ -32,6 +32,7 @@ from sarm2_service import __version__
 from sarm2_service.logs import log, log_failure, new_error_id
 from sarm2_service.session import Session
 from sarm2_service.state import Service
+from sarm2_service.stream_codec import StreamCodec
 
 CLOSE_NORMAL = 1000
 CLOSE_TEXT = 1003
@@ -51,8 +52,9 @@ class _Close(Exception):  # noqa: N818  # a signal, not an error
 class Connection:
     """One accepted websocket."""
 
-    def __init__(self, service: Service, receive: Receive, send: Send) -> None:
+    def __init__(self, service: Service, codec: StreamCodec, receive: Receive, send: Send) -> None:
         self._service = service
+        self._codec = codec
         self._settings = service.settings
         self._limits = service.limits
         self._receive = receive
@@ -143,8 +145,10 @@ class Connection:
         try:
             while True:
                 while self._outbox:
-                    async with asyncio.timeout(self._settings.send_timeout_s):
-                        await self._send_event({"type": "websocket.send", "bytes": self._outbox.popleft()})
+                    event = self._codec.event(self._outbox.popleft())
+                    if event is not None:
+                        async with asyncio.timeout(self._settings.send_timeout_s):
+                            await self._send_event(event)
                     self._resent = min(self._resent, len(self._outbox))
                 if self._close is not None:
                     await self._send_close(self._close)
@@ -189,8 +193,8 @@ class Connection:
             self._tell(InvalidMessage("expected binary messages (msgpack), got text"))
             raise _Close(CLOSE_TEXT, "binary messages only")
         try:
-            message = decode_client_message(data, self._limits)
-            await self._handle(message, received)
+            for message in self._codec.read(data):
+                await self._handle(message, received)
         except InvalidMessage as error:
             self._tell(error)
             if error.seq is None:
@@ -272,7 +276,12 @@ class Connection:
         self._finish(_Close(Conflict.close_code, "resumed by another connection"))
 
     def _leave(self) -> None:
-        if self._session is not None:
-            log(logging.INFO, "session_detached", session_id=self._session.start.session_id)
-            self._session.detach()
-            self._session = None
+        session, self._session = self._session, None
+        if session is None:
+            return
+        if self._codec.resumes:
+            log(logging.INFO, "session_detached", session_id=session.start.session_id)
+            session.detach()
+        else:
+            self._service.sessions.end(session)
+            log(logging.INFO, "session_ended", session_id=session.start.session_id)

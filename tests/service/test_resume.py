@@ -20,6 +20,7 @@ from running_server import WAIT_S, Robot, RunningServer, Serve, wait_until
 from sarm2_client import wire
 from sarm2_client.codec import encode
 from sarm2_service.stream import Connection
+from sarm2_service.stream_codec import SarmCodec
 
 
 def curve(robot: Robot, seqs: range, seed: int = 0) -> list[float]:
@@ -146,7 +147,8 @@ def test_a_connection_that_reads_nothing_does_not_end_the_episode_that_another_r
         await asyncio.Event().wait()
 
     async def serve_half_open() -> None:
-        await Connection(server.service, receive, send).run()
+        codec = SarmCodec(server.service.limits)
+        await Connection(server.service, codec, receive, send).run()
 
     half_open = asyncio.run_coroutine_threadsafe(serve_half_open(), server.service.loop)
     try:

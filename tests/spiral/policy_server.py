@@ -13,7 +13,7 @@ from typing import Any
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.server import ServerConnection, serve
 
-from sarm2_spiral import openpi_wire
+from sarm2_client import openpi_wire
 
 WAIT_S = 10.0
 

@@ -13,8 +13,8 @@ import msgspec
 import numpy as np
 import pytest
 
+from sarm2_client import openpi_wire
 from sarm2_client.errors import ConnectionLost, InvalidInput, InvalidMessage, ModelFailed, WaitTimeout
-from sarm2_spiral import openpi_wire
 from sarm2_spiral.base_policy import Float32Array
 from sarm2_spiral.given_policy import ROBOT
 from sarm2_spiral.input_map import parse_map

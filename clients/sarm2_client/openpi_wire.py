@@ -1,7 +1,7 @@
-"""The messages of openpi's policy server: msgpack, in which an array is a map with four keys of bytes.
+"""The messages of openpi's policy servers: msgpack, in which an array is a map with four keys of bytes.
 
 The format is `openpi_client.msgpack_numpy`'s. It is spoken here anew because that package wants numpy below
-2, and decodes whatever dtype a server names.
+2, and decodes whatever dtype its peer names.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def unpack(data: bytes) -> dict[str, Any]:
     except (msgspec.DecodeError, RecursionError) as error:
         raise InvalidMessage(f"expected a msgpack message of openpi, got something else: {error}") from error
     if not isinstance(message, dict):
-        raise InvalidMessage(f"expected a map from the policy server, got {type(message).__name__}")
+        raise InvalidMessage(f"expected a map, got {type(message).__name__}")
     return message
 
 
@@ -67,16 +67,14 @@ def _array(fields: Mapping[Any, Any]) -> npt.NDArray[Any]:
     try:
         dtype = np.dtype(fields[_DTYPE])
     except (KeyError, TypeError, ValueError) as error:
-        raise InvalidMessage(f"an array of the policy server has no dtype that is known: {error}") from error
+        raise InvalidMessage(f"an array has no dtype that is known: {error}") from error
     if dtype.char not in DTYPES:
-        raise InvalidMessage(f"expected an array of numbers from the policy server, got dtype {dtype}")
+        raise InvalidMessage(f"expected an array of numbers, got dtype {dtype}")
     if not isinstance(shape, list) or not all(isinstance(side, int) and side >= 0 for side in shape):
         raise InvalidMessage(f"expected the shape of an array, got {shape!r}")
     if not isinstance(data, bytes) or len(data) != math.prod(shape) * dtype.itemsize:
-        raise InvalidMessage(f"an array of the policy server has other bytes than its shape {shape} says")
+        raise InvalidMessage(f"an array has other bytes than its shape {shape} says")
     try:
         return np.frombuffer(data, dtype=dtype).reshape(shape)
     except ValueError as error:  # an empty array with sides that no array has
-        raise InvalidMessage(
-            f"an array of the policy server cannot have the shape {shape}: {error}"
-        ) from error
+        raise InvalidMessage(f"an array cannot have the shape {shape}: {error}") from error
