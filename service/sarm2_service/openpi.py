@@ -82,7 +82,7 @@ class OpenPiCodec:
         yield frame
 
     def event(self, data: bytes) -> Event | None:
-        """A score as a map, an error as text; nothing of what openpi's clients do not wait for."""
+        """A score as a map, a failure as text; nothing of what openpi's clients do not wait for."""
         message = decode_server_message(data)
         if isinstance(message, wire.Hello):
             return {"type": "websocket.send", "bytes": openpi_wire.pack(self._metadata(message))}
@@ -90,6 +90,8 @@ class OpenPiCodec:
             return {"type": "websocket.send", "bytes": openpi_wire.pack(_answer(message))}
         if isinstance(message, wire.Error):
             return {"type": "websocket.send", "text": f"{message.code}: {message.message}"}
+        if isinstance(message, wire.Dropped):
+            return {"type": "websocket.send", "text": f"dropped: {message.reason}"}
         return None
 
     def _metadata(self, hello: wire.Hello) -> dict[str, Any]:

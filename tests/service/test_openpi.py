@@ -15,6 +15,7 @@ from websockets.sync.client import ClientConnection, connect
 import fakes
 from running_server import WAIT_S, RunningServer, Serve, wait_until
 from sarm2_client import openpi_wire, wire
+from sarm2_client.codec import encode
 from sarm2_client.errors import TooLarge
 from sarm2_service.openpi import OpenPiCodec
 
@@ -179,6 +180,13 @@ def test_an_observation_too_large_is_refused_unread(server: RunningServer) -> No
     codec = OpenPiCodec(server.settings.limits(), list(fakes.CAMERAS))
     with pytest.raises(TooLarge, match="expected at most"):
         next(codec.read(bytes(server.settings.limits().max_message_bytes + 1)))
+
+
+def test_a_dropped_frame_is_told_and_what_nobody_waits_for_is_not(server: RunningServer) -> None:
+    codec = OpenPiCodec(server.settings.limits(), list(fakes.CAMERAS))
+    told = codec.event(encode(wire.Dropped(seq=3, reason="deadline")))
+    assert told == {"type": "websocket.send", "text": "dropped: deadline"}
+    assert codec.event(encode(wire.DrainingNotice(deadline_s=1.0))) is None
 
 
 def test_a_key_is_sent_as_openpis_clients_do(serve: Serve) -> None:
