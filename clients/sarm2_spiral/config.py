@@ -111,6 +111,7 @@ class LoopConfig:
         adapt: whether the reward model is adapted at all.
         labels: of the rollouts it is adapted to: `marks`, as a person labels them (`rollout_marks`), or the
             simulator's `exact` progress and primitives, which no person could give.
+        adapt_steps: of the adaptation, see `sarm2 adapt --steps`.
         remember: episodes of the kind it was trained on that are mixed in, of each kind.
         rounds: of collection, relabelling and update.
         rollouts: episodes a round.
@@ -130,6 +131,7 @@ class LoopConfig:
     first: int = 100
     adapt: bool = True
     labels: Labels = "marks"
+    adapt_steps: int = 800
     remember: int = 40
     rounds: int = 3
     rollouts: int = 60
@@ -153,7 +155,17 @@ class LoopConfig:
         # Noises take turns: with fewer rollouts than noises there may be none without.
         least = {"rounds": 0, "rollouts": len(self.exploration)}
         most = {"rounds": MOST_ROUNDS, "first": ROUND_SEEDS, "rollouts": ROUND_SEEDS}
-        for name in ("demos", "first", "rounds", "rollouts", "trial", "evaluation", "between", "longest"):
+        for name in (
+            "demos",
+            "first",
+            "adapt_steps",
+            "rounds",
+            "rollouts",
+            "trial",
+            "evaluation",
+            "between",
+            "longest",
+        ):
             value, low, high = getattr(self, name), least.get(name, 1), most.get(name, math.inf)
             if not low <= value <= high:
                 expected = f"{low} to {high}" if name in most else f"at least {low}"
@@ -205,7 +217,17 @@ PUBLISHED = SpiralConfig(
 QUICK = SpiralConfig(
     PolicyConfig(steps=300),
     replace(METAWORLD.update, updates=200, critic_only=50),
-    LoopConfig(demos=10, first=10, remember=5, rounds=1, rollouts=6, trial=2, evaluation=6, between=4),
+    LoopConfig(
+        demos=10,
+        first=10,
+        adapt_steps=100,
+        remember=5,
+        rounds=1,
+        rollouts=6,
+        trial=2,
+        evaluation=6,
+        between=4,
+    ),
 )
 """A few minutes, to see that it works; its numbers mean nothing."""
 

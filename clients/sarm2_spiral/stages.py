@@ -146,7 +146,8 @@ def adapt_reward_model(run: SpiralFolder, console: Console) -> None:
     """RM1 becomes RM2, in a process of its own: this one never loads a reward model."""
     command = [sys.executable, "-m", "sarm2_cli.main", "adapt", str(run.round(0) / "rollouts")]
     command += ["--training", str(run.remember), "--bundle", str(run.first_model)]
-    command += ["--out", str(run.reward_model), "--seed", str(run.seed), "--labels", run.config.loop.labels]
+    command += ["--out", str(run.reward_model), "--seed", str(run.seed)]
+    command += ["--labels", run.config.loop.labels, "--steps", str(run.config.loop.adapt_steps)]
     errors = None if console.is_terminal else subprocess.PIPE  # its bar is drawn there
     try:
         done = subprocess.run(  # noqa: S603  # ours

@@ -14,7 +14,7 @@ import pytest
 from models.synthetic import FRAMES, write_synthetic
 from sarm2_client.errors import InvalidInput
 from sarm2_models.checkpoint import default_bundle, load_bundle, read_manifest, save_bundle
-from sarm2_models.train.adapt import PLAN, adapt, adapt_curve
+from sarm2_models.train.adapt import PLAN, adapt, adapt_curve, plan_of
 from sarm2_models.train.adaptation_parts import Part, held_out, mixed
 from sarm2_models.train.corpus import index_dataset, load_corpus
 from sarm2_models.train.plan import PlannedEpisode
@@ -26,6 +26,12 @@ from sarm2_rollouts.tasks import TASKS
 from sarm2_spiral.folder import LEAST_ADAPTED
 
 SHORT = replace(PLAN, stage_steps=20, value_steps=60, batch=32)
+
+
+def test_fewer_steps_shorten_both_heads_alike() -> None:
+    assert plan_of(None) == PLAN == plan_of(PLAN.value_steps)
+    assert plan_of(80) == replace(PLAN, value_steps=80, stage_steps=30)
+    assert plan_of(1).stage_steps == 1
 
 
 def dataset(root: Path, kind: EpisodeKind, count: int) -> Path:

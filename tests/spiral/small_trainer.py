@@ -24,7 +24,9 @@ CONFIG = replace(
     update=replace(SMALL.update, updates=600, critic_only=100),
     loop=replace(SMALL.loop, rollouts=4, longest=30, adapt=False),
 )
-ADAPTED = replace(CONFIG, loop=replace(CONFIG.loop, first=8, remember=4, rounds=1, adapt=True))
+ADAPTED = replace(
+    CONFIG, loop=replace(CONFIG.loop, first=8, adapt_steps=60, remember=4, rounds=1, adapt=True)
+)
 """Eight episodes of each kind are the fewest that an adaptation holds some back from."""
 
 

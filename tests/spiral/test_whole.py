@@ -22,7 +22,9 @@ pytestmark = [pytest.mark.sim, pytest.mark.slow, pytest.mark.timeout(900)]
 
 
 def test_a_whole_run_adapts_its_reward_model_learns_from_it_and_shows_films(tmp_path: Path) -> None:
-    config = replace(SMALL, loop=replace(SMALL.loop, first=8, remember=4, rounds=1, adapt=True))
+    config = replace(
+        SMALL, loop=replace(SMALL.loop, first=8, adapt_steps=60, remember=4, rounds=1, adapt=True)
+    )
     run = SpiralFolder(tmp_path / "run", "drawer-open", "image", 7, config)
     with reaching(run, None, None, 1) as loop:
         loop.console = Console(quiet=True)

@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
@@ -66,6 +66,14 @@ PLAN = HeadPlan(
 )
 """Short, and slower than from nothing: both heads are good already. The cross entropy, since policies that
 learn from their rewards end ever more rollouts nearly done."""
+
+
+def plan_of(steps: int | None) -> HeadPlan:
+    """`PLAN` with so many steps of the value decoder, and the stage estimator's in proportion."""
+    if steps is None:
+        return PLAN
+    share = steps / PLAN.value_steps
+    return replace(PLAN, value_steps=steps, stage_steps=max(1, round(share * PLAN.stage_steps)))
 
 
 def adapt(
@@ -255,6 +263,7 @@ def adapt_job(
     out: Path,
     count: int | None,
     labels: Labels,
+    steps: int | None,
     seed: int,
     device: str,
 ) -> None:
@@ -266,6 +275,7 @@ def adapt_job(
         out,
         rollout_count=count,
         labels=labels,
+        plan=plan_of(steps),
         seed=seed,
         device=device,
         tick=ticker.tick,
@@ -280,6 +290,7 @@ def curve_job(
     out: Path,
     counts: Sequence[int],
     labels: Labels,
+    steps: int | None,
     seed: int,
     device: str,
 ) -> None:
@@ -291,6 +302,7 @@ def curve_job(
         out,
         counts,
         labels=labels,
+        plan=plan_of(steps),
         seed=seed,
         device=device,
         tick=ticker.tick,
