@@ -134,9 +134,9 @@ def keep_top(probs_BE: Tensor, top_k: int) -> Tensor:
 
 
 ProgressError: TypeAlias = Literal["squared", "cross_entropy"]
-"""What is made small: the squared error, as published, or a quarter of the cross entropy (at half of the way
-they are nearly the same). Both are least at the mean of the targets, but the squared error hardly pulls where
-the sigmoid is flat, which is where nearly done and done are told apart."""
+"""What is made small: the squared error, as published, or a quarter of the cross entropy, which weighs errors
+more than the former where progress is below .15 or above .85. Both are least at the mean of the targets, but
+the squared error hardly pulls where the sigmoid is flat: there nearly done and done are told apart."""
 
 
 @dataclass(frozen=True)
