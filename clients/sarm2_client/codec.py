@@ -88,7 +88,7 @@ def decode_client_message(data: bytes, limits: wire.Limits) -> wire.ClientMessag
     Raises a subclass of InvalidInput that names the field; where the bytes are a frame whose `seq` can
     still be read, the error carries that `seq`, so that the episode need not end with it.
     """
-    _check_size(data, limits.max_message_bytes)
+    check_size(data, limits.max_message_bytes)
     try:
         message = _decode(_client_decoder, data)
         check_client_message(message, limits)
@@ -109,7 +109,7 @@ def decode_episode_request(
     Args:
         state_dim: how many state values the model takes, where it is known.
     """
-    _check_size(data, max_bytes)
+    check_size(data, max_bytes)
     unread = _decode(_unread_episode, data)
     check_episode_request(unread, limits)
     fields = {name: getattr(unread, name) for name in unread.__struct_fields__ if name != "frames"}
@@ -133,7 +133,7 @@ def _read_frames(unread: Sequence[msgspec.Raw], state_dim: int | None) -> list[w
 
 def decode_embed_request(data: bytes, *, max_bytes: int) -> wire.EmbedRequest:
     """The body of `POST /v1/embed`, at most `max_bytes` long. Raises InvalidInput."""
-    _check_size(data, max_bytes)
+    check_size(data, max_bytes)
     return _decode(_embed_request, data)
 
 
@@ -197,7 +197,8 @@ def _check_bytes(data: bytes) -> None:
         raise InvalidMessage("expected a msgpack map, got an empty message")
 
 
-def _check_size(data: bytes, max_bytes: int) -> None:
+def check_size(data: bytes, max_bytes: int) -> None:
+    """Raise TooLarge for more bytes than a message may have, InvalidMessage for what is no bytes."""
     _check_bytes(data)
     if len(data) > max_bytes:
         raise TooLarge(

@@ -23,8 +23,9 @@ import msgspec
 import numpy as np
 
 from sarm2_client import openpi_wire, wire
-from sarm2_client.codec import decode_client_message, decode_server_message, encode
-from sarm2_client.errors import InvalidInput, Sarm2Error, TooLarge
+from sarm2_client.checks import check_client_message
+from sarm2_client.codec import check_size, decode_server_message
+from sarm2_client.errors import InvalidInput, Sarm2Error
 from sarm2_service.stream_codec import Event
 
 _M = TypeVar("_M", wire.Start, wire.Frame)
@@ -53,7 +54,7 @@ class OpenPiCodec:
 
     def __init__(self, limits: wire.Limits, cameras: list[str]) -> None:
         self._limits, self._views = limits, {VIEW.format(camera=camera): camera for camera in cameras}
-        self._needed = [*self._views, STATE, "prompt"]
+        self._keys, self._needed = [*self._views, STATE, *_PLAIN], [*self._views, STATE, "prompt"]
         self._start: wire.Start | None = None
         self._episode: str | int | None = None
         self._seq = 0
@@ -64,8 +65,7 @@ class OpenPiCodec:
         Raises InvalidInput for what is no observation, with the key at fault as its field. It then changes
         nothing: the episode goes on.
         """
-        if len(data) > self._limits.max_message_bytes:
-            raise TooLarge(f"expected at most {self._limits.max_message_bytes} bytes, got {len(data)}")
+        check_size(data, self._limits.max_message_bytes)
         observation = openpi_wire.unpack(data)
         self._check_keys(observation)
         begins = self._begins(observation)
@@ -96,19 +96,15 @@ class OpenPiCodec:
 
     def _metadata(self, hello: wire.Hello) -> dict[str, Any]:
         about: dict[str, Any] = msgspec.to_builtins(hello.model)
-        return about | {
-            "server_version": hello.server_version,
-            "observation": [*self._views, STATE, *_PLAIN],
-        }
+        return about | {"server_version": hello.server_version, "observation": self._keys}
 
     def _check_keys(self, observation: Mapping[Any, Any]) -> None:
-        known = [*self._views, STATE, *_PLAIN]
         missing = [key for key in self._needed if observation.get(key) is None]
-        unknown = [str(key)[:64] for key in observation if key not in known]
+        unknown = [str(key)[:64] for key in observation if key not in self._keys]
         if missing or unknown:
             wrong = f"lacks {missing}" if missing else f"has {unknown[:10]}, which mean nothing here"
             raise InvalidInput(
-                f"the observation {wrong}; its keys are {known}", field=[*missing, *unknown][0]
+                f"the observation {wrong}; its keys are {self._keys}", field=[*missing, *unknown][0]
             )
         for key, (kinds, words) in _PLAIN.items():
             value = observation.get(key)
@@ -140,7 +136,7 @@ class OpenPiCodec:
             # Of its own even where a robot counts its episodes from 0 again.
             session_id=f"{'openpi' if episode is None else episode}.{secrets.token_hex(4)}",
             task=observation["prompt"],
-            fps=fps,
+            fps=float(fps),
             cameras=list(self._views.values()),
         )
 
@@ -151,7 +147,7 @@ class OpenPiCodec:
     def _checked(self, message: _M) -> _M:
         """The same after the checks of `sarm.v1`: one set of rules. Errors name an observation's keys."""
         try:
-            decode_client_message(encode(message), self._limits)
+            check_client_message(message, self._limits)
         except Sarm2Error as error:
             error.field = _KEYS_OF_FIELDS.get(error.field or "", error.field)
             raise

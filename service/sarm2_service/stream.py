@@ -260,8 +260,11 @@ class Connection:
         if self._session is not session:
             return  # another connection has resumed it meanwhile: it is no longer ours to end
         self._session = None
-        self._say(self._service.sessions.end(session))
+        self._say(self._ended(session))
+
+    def _ended(self, session: Session) -> wire.Summary:
         log(logging.INFO, "session_ended", session_id=session.start.session_id)
+        return self._service.sessions.end(session)
 
     def _violation(self, text: str) -> NoReturn:
         self._tell(InvalidSequence(text))
@@ -283,5 +286,4 @@ class Connection:
             log(logging.INFO, "session_detached", session_id=session.start.session_id)
             session.detach()
         else:
-            self._service.sessions.end(session)
-            log(logging.INFO, "session_ended", session_id=session.start.session_id)
+            self._ended(session)

@@ -23,6 +23,7 @@ from sarm2_models.vocabulary import load_vocabulary
 from sarm2_rollouts.episode import EpisodeKind
 from sarm2_rollouts.rollout_marks import as_marked
 from sarm2_rollouts.tasks import TASKS
+from sarm2_spiral.config import METAWORLD
 from sarm2_spiral.folder import LEAST_ADAPTED
 
 SHORT = replace(PLAN, stage_steps=20, value_steps=60, batch=32)
@@ -32,6 +33,7 @@ def test_fewer_steps_shorten_both_heads_alike() -> None:
     assert plan_of(None) == PLAN == plan_of(PLAN.value_steps)
     assert plan_of(80) == replace(PLAN, value_steps=80, stage_steps=30)
     assert plan_of(1).stage_steps == 1
+    assert METAWORLD.loop.adapt_steps == PLAN.value_steps, "the loop's are those of `sarm2 adapt`"
 
 
 def dataset(root: Path, kind: EpisodeKind, count: int) -> Path:
