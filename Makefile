@@ -28,8 +28,9 @@ test: system-test $(VENV)/.installed-dev  ## set up everything and run the fast 
 test-all: system-test $(VENV)/.installed-dev  ## the slow and the browser tests too
 	$(RUN)/python -m pytest -m "not gpu and not bench"
 
-test-adapters: $(ADAPTERS)/.installed  ## base policies from LeRobot and openpi, with the real libraries
+test-adapters: $(ADAPTERS)/.installed $(VENV)/.installed-dev  ## LeRobot and openpi: their policies as ours, openpi's client at the service
 	PYTHONPATH=clients $(ADAPTERS)/bin/python -m pytest -m adapters tests/spiral/test_lerobot_policy.py tests/spiral/test_openpi_policy.py
+	ADAPTERS=$(ADAPTERS) $(RUN)/python -m pytest -m adapters tests/service/test_openpi.py
 
 check: $(VENV)/.installed-dev  ## ruff, mypy, import-linter
 	$(RUN)/ruff check $(CHECKED)

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,10 +25,12 @@ from sarm2_service.openpi import OpenPiCodec
 
 KEY = "robots-of-the-first-hall"
 
+ADAPTERS = Path(os.environ.get("ADAPTERS", ".venv-adapters"))
+"""The venv that `make test-adapters` makes."""
+
 
 class PolicyClient:
-    """What `openpi_client.WebsocketClientPolicy` does. `spiral/test_openpi_policy.py` holds the wire against
-    openpi's own."""
+    """What `openpi_client.WebsocketClientPolicy` does; it comes itself where the adapters' venv is there."""
 
     def __init__(self, connection: ClientConnection) -> None:
         self._connection = connection
@@ -201,3 +207,17 @@ def test_a_key_is_sent_as_openpis_clients_do(serve: Serve) -> None:
 def test_the_page_is_still_there(server: RunningServer) -> None:
     with server.http() as http:
         assert "text/html" in http.get("/").headers["content-type"]
+
+
+@pytest.mark.adapters
+@pytest.mark.skipif(not ADAPTERS.exists(), reason="needs openpi-client: make test-adapters")
+def test_openpis_own_client_gets_scores(server: RunningServer) -> None:
+    script = Path(__file__).with_name("openpis_client.py")
+    command = [str(ADAPTERS / "bin" / "python"), str(script), str(server.port)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=WAIT_S)
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout)
+    assert {"id", "observation", "primitives"} <= set(told["metadata"])
+    assert (told["seq"], told["again"]) == ([0, 1, 2], 0)
+    assert all(0 <= progress <= 1 for progress in told["progress"])
+    assert "expected 4 state values, got 9" in told["refused"]
