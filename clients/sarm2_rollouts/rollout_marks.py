@@ -1,18 +1,20 @@
-"""Progress of rollouts as people label it: a few marked segments and where the rollout ends.
+"""Progress of rollouts as people label it: a few marked segments, and how far it had come where it turned.
 
 Nobody can say what .43 of a task looks like. What people say quickly and alike is whether the robot gets on
 *fast*, *slowly*, merely *adjusts*, or undoes its work by a *mistake*, and how far it has come in the end. The
 published rollout labels are made so: slopes of +2, +1, 0 and -1 times one unknown speed, which follows from
-the final progress; from a *catastrophe* on, progress is 0. `marks_of` is such a person for simulated
-rollouts, whose true progress is known.
+the final progress; from a *catastrophe* on, progress is 0. That says nothing of a rollout that loses what it
+had done: it ends near 0, so its speed is near 0, and so is the whole curve. Ours may also be told the
+progress where the robot *turned*, from getting on to losing ground or back; from each such frame to the next
+there is a speed of its own.
 
 Shapes: T frames.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import pairwise
 from types import MappingProxyType
 from typing import Literal, TypeAlias
@@ -29,11 +31,6 @@ SLOPES: MappingProxyType[Mark, float] = MappingProxyType(
     {"fast": 2.0, "slow": 1.0, "adjust": 0.0, "mistake": -1.0}
 )
 
-STEP_S = 0.5
-"""A person marks stretches of half a second and longer."""
-STILL = 0.02
-"""Change of progress in `STEP_S` under which the robot adjusts, in a person's eyes."""
-
 
 @dataclass(frozen=True)
 class MarkedSegment:
@@ -44,100 +41,89 @@ class MarkedSegment:
     end: int
 
 
-def progress_of_marks(
-    segments: Sequence[MarkedSegment], final: float, *, catastrophe: int | None = None
-) -> Floats:
-    """The curve (T,) in [0, 1] that the marks describe: from 0, with one speed for all, to `final`.
+@dataclass(frozen=True)
+class RolloutMarks:
+    """What a person says of a rollout.
 
-    Args:
+    Attributes:
         segments: in order, from frame 0 on, without gaps.
         final: progress at the last frame, or just before the catastrophe.
-        catastrophe: first frame from which on the work is lost: progress 0.
+        turns: progress at frames before that one, in order.
+        catastrophe: first frame from which on the work is lost.
 
-    Raises InvalidInput for segments with gaps, a final progress outside [0, 1], or one that the marks cannot
-    reach (nothing marked fast or slow, say, and yet it is to end at .8).
+    Raises InvalidInput for segments with gaps, turns out of order, and progress outside [0, 1].
     """
-    _check(segments, final)
-    slope_T = _slopes(segments)
-    if catastrophe is not None:
-        slope_T = slope_T[:catastrophe]
-    walked_T = _walk(slope_T)
-    if final > 0 and walked_T[-1] <= 0:
-        raise InvalidInput(
-            f"the marks cannot end at {final:g}: mark what gets on as fast or slow", field="final"
-        )
-    # Walks that stop at 0 scale with their speed, so the end alone tells it. Where the end is 0, so is all.
-    speed = final / walked_T[-1] if final > 0 else 0.0
-    curve_T = np.zeros(segments[-1].end, dtype=np.float32)
-    curve_T[: len(slope_T)] = np.minimum(speed * walked_T, 1.0)
-    return curve_T
 
+    segments: Sequence[MarkedSegment]
+    final: float
+    turns: Mapping[int, float] = field(default_factory=dict)
+    catastrophe: int | None = None
 
-def marks_of(progress_T: Floats, fps: float) -> tuple[MarkedSegment, ...]:
-    """What a person would mark on a rollout whose true progress is known; neighbours differ.
+    def __post_init__(self) -> None:
+        if not self.segments:
+            raise InvalidInput("expected at least one marked segment, got none", field="segments")
+        expected = 0
+        for one in self.segments:
+            if one.start != expected or one.end <= one.start:
+                raise InvalidInput(
+                    f"expected a segment from frame {expected} on, got {one.start} to {one.end}",
+                    field="segments",
+                )
+            expected = one.end
+        before = -1
+        for name, frame, progress in self._told():
+            if not 0 <= progress <= 1:
+                raise InvalidInput(f"{name}: expected progress of 0 to 1, got {progress:g}", field=name)
+            if not before < frame < expected:
+                raise InvalidInput(
+                    f"{name}: expected a frame from {before + 1} to {expected - 1}, got {frame}", field=name
+                )
+            before = frame
 
-    Stretches of `STEP_S` are judged by their change: falling is a mistake, hardly moving an adjustment, and
-    of the rest what is faster than their mean is fast.
-    """
-    step = max(1, round(STEP_S * fps))
-    edges = [*range(0, len(progress_T) - step // 2, step), len(progress_T)]
-    edges = edges if len(edges) > 1 else [0, len(progress_T)]
-    changes = [float(progress_T[min(e, len(progress_T) - 1)] - progress_T[s]) for s, e in pairwise(edges)]
-    rising = [change for change in changes if change >= STILL]
-    mean = float(np.mean(rising)) if rising else 0.0
-    found: list[MarkedSegment] = []
-    for (start, end), change in zip(pairwise(edges), changes, strict=True):
-        mark = _mark(change, mean)
-        if found and found[-1].mark == mark:
-            found[-1] = MarkedSegment(mark, found[-1].start, end)
+    def progress(self) -> Floats:
+        """The curve (T,) in [0, 1] that the marks describe: from 0 over the turns to the end.
+
+        Raises InvalidInput where they cannot (nothing is marked fast or slow, say, and yet it ends at .8).
+        """
+        slope_T = np.concatenate([np.full(one.end - one.start, SLOPES[one.mark]) for one in self.segments])
+        curve_T = np.zeros(len(slope_T), dtype=np.float32)
+        told = [(0, 0.0), *((frame, progress) for _, frame, progress in self._told())]
+        for (start, low), (end, high) in pairwise(told):
+            way = slice(start + 1, end + 1)  # a frame's slope leads to it; none leads to the first
+            curve_T[way] = _between(slope_T[way], low, high, end)
+        return curve_T
+
+    def _told(self) -> Iterator[tuple[str, int, float]]:
+        """Frames whose progress is told: name of the field, frame, progress."""
+        yield from (("turns", frame, progress) for frame, progress in self.turns.items())
+        if self.catastrophe is None:
+            yield "final", self.segments[-1].end - 1, self.final
         else:
-            found.append(MarkedSegment(mark, start, end))
-    return tuple(found)
+            yield "catastrophe", self.catastrophe - 1, self.final
 
 
-def as_marked(progress_T: Floats, fps: float) -> Floats:
-    """A true curve as it comes out of a person's marks; the final progress is told exactly."""
-    if len(progress_T) == 1:  # nothing leads anywhere: there is nothing to mark
-        return progress_T.astype(np.float32)
-    marks, final = marks_of(progress_T, fps), float(progress_T[-1])
-    if _walk(_slopes(marks))[-1] <= 0:  # it crept there, too slowly for any one stretch to show it
-        marks = (MarkedSegment("slow", 0, len(progress_T)),)
-    return progress_of_marks(marks, final)
-
-
-def _mark(change: float, mean: float) -> Mark:
-    if change <= -STILL:
-        return "mistake"
-    if change < STILL:
-        return "adjust"
-    return "fast" if change > mean else "slow"
-
-
-def _slopes(segments: Sequence[MarkedSegment]) -> npt.NDArray[np.float64]:
-    """Per frame (T,); nothing leads to the first one."""
-    slope_T = np.concatenate([np.full(one.end - one.start, SLOPES[one.mark]) for one in segments])
-    slope_T[0] = 0.0
-    return slope_T
+def _between(
+    slope_T: npt.NDArray[np.float64], low: float, high: float, end: int
+) -> npt.NDArray[np.float64] | float:
+    """Progress on the way from a frame that has `low` to frame `end`, which has `high`."""
+    if low == high:
+        return low
+    walked_T = _walk(slope_T) if low == 0 else np.cumsum(slope_T)
+    reached = walked_T[-1] if len(walked_T) else 0.0
+    if reached * (high - low) <= 0:
+        needed = "gets on as fast or slow" if high > low else "goes back as a mistake"
+        raise InvalidInput(
+            f"the marks cannot come from {low:g} to {high:g} at frame {end}: mark what {needed}",
+            field="segments",
+        )
+    between_T: npt.NDArray[np.float64] = np.clip(low + (high - low) / reached * walked_T, 0.0, 1.0)
+    return between_T
 
 
 def _walk(slope_T: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """From 0 along the slopes at speed 1, never below 0."""
+    """From 0 along the slopes at speed 1, never below 0; it scales with the speed, so its end tells that."""
     value, walked_T = 0.0, np.zeros(len(slope_T))
     for place, slope in enumerate(slope_T):
         value = max(0.0, value + slope)
         walked_T[place] = value
     return walked_T
-
-
-def _check(segments: Sequence[MarkedSegment], final: float) -> None:
-    if not 0 <= final <= 1:
-        raise InvalidInput(f"final progress: expected 0 to 1, got {final}", field="final")
-    expected = 0
-    for one in segments:
-        if one.start != expected or one.end <= one.start:
-            raise InvalidInput(
-                f"expected a segment from frame {expected} on, got {one.start} to {one.end}", field="segments"
-            )
-        expected = one.end
-    if not segments:
-        raise InvalidInput("expected at least one marked segment, got none", field="segments")

@@ -109,7 +109,7 @@ class LoopConfig:
         demo_bad_rate: its chance, at every step, of a bad segment: drift, freeze or fumble.
         first: rollouts of pi_1: the reward model is adapted to them, and they are the replay's first.
         adapt: whether the reward model is adapted at all.
-        labels: of the rollouts it is adapted to: `marks`, as a person labels them (`rollout_marks`), or the
+        labels: of the rollouts it is adapted to: `marks`, as a person labels them (`simulated_marks`), or the
             simulator's `exact` progress and primitives, which no person could give.
         adapt_steps: of the adaptation, see `sarm2 adapt --steps`.
         remember: episodes of the kind it was trained on that are mixed in, of each kind.

@@ -37,7 +37,7 @@ Updater: TypeAlias = Literal["residual", "rabc"]
 """`residual`: a correction of the frozen base policy, learned by its critics. `rabc`: clone demonstrations
 and rollouts anew each round, weighted by what the frames gained."""
 
-RECIPE = 2
+RECIPE = 3
 """Raised with every change, here or of the adaptation's plan, by which the same settings come to other
 numbers: a run that was begun before is then not gone on with, and not compared with later ones."""
 

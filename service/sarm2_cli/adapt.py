@@ -49,8 +49,8 @@ def adapt(
         str,
         typer.Option(
             help="`exact`: the dataset's progress. `marks`: as a person labels rollouts, by marking what is "
-            "fast, slow, an adjustment or a mistake, and where it ends. The marks are worked out from the "
-            "dataset's true progress: nobody's own are read."
+            "fast, slow, an adjustment or a mistake, and saying in tenths how far it had come where it turned"
+            " and in the end. Worked out from the dataset's true progress: nobody's own marks are read."
         ),
     ] = "exact",
     steps: Annotated[

@@ -21,7 +21,7 @@ from sarm2_models.train.plan import PlannedEpisode
 from sarm2_models.train.windows import Frames
 from sarm2_models.vocabulary import load_vocabulary
 from sarm2_rollouts.episode import EpisodeKind
-from sarm2_rollouts.rollout_marks import as_marked
+from sarm2_rollouts.simulated_marks import as_marked
 from sarm2_rollouts.tasks import TASKS
 from sarm2_spiral.config import METAWORLD
 from sarm2_spiral.folder import LEAST_ADAPTED

@@ -99,8 +99,8 @@ def adapt(
         rollout_count: learn from the first so many rollouts alone, for curves; by default from all that are
             not held out.
         labels: how rollouts are labelled for RM2: by their own true progress, or as a person would mark them
-            (`rollout_marks`), which is coarser and names no primitives: the stage estimator then stays as it
-            is. What measures is the truth either way.
+            (`simulated_marks`), which is coarser and names no primitives: the stage estimator then stays as
+            it is. What measures is the truth either way.
         plan: of both heads.
         device: where pictures are embedded and the heads learn; one that was killed may go on with another.
 

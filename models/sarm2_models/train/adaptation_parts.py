@@ -22,7 +22,7 @@ from sarm2_models.train.loop import Tick
 from sarm2_models.train.windows import Frames, hints_of
 from sarm2_models.window import BoolArray, Float32Array, IntArray
 from sarm2_rollouts.lerobot_reader import open_dataset
-from sarm2_rollouts.rollout_marks import as_marked
+from sarm2_rollouts.simulated_marks import as_marked
 
 HELD_OUT = 4
 PARTS = ("rollouts", "training")
