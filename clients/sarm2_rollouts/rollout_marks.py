@@ -13,7 +13,7 @@ Shapes: T frames.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from types import MappingProxyType
@@ -48,10 +48,10 @@ class RolloutMarks:
     Attributes:
         segments: in order, from frame 0 on, without gaps.
         final: progress at the last frame, or just before the catastrophe.
-        turns: progress at frames before that one, in order.
+        turns: progress at frames between the first and that one, in order.
         catastrophe: first frame from which on the work is lost.
 
-    Raises InvalidInput for segments with gaps, turns out of order, and progress outside [0, 1].
+    Raises InvalidInput for segments with gaps, frames out of order or range, and progress outside [0, 1].
     """
 
     segments: Sequence[MarkedSegment]
@@ -70,15 +70,21 @@ class RolloutMarks:
                     field="segments",
                 )
             expected = one.end
-        before = -1
-        for name, frame, progress in self._told():
-            if not 0 <= progress <= 1:
-                raise InvalidInput(f"{name}: expected progress of 0 to 1, got {progress:g}", field=name)
-            if not before < frame < expected:
+        if self.catastrophe is not None and not 1 <= self.catastrophe < expected:
+            raise InvalidInput(
+                f"catastrophe: expected a frame from 1 to {expected - 1}, got {self.catastrophe}",
+                field="catastrophe",
+            )
+        before = 0
+        for frame, progress in self.turns.items():
+            if not before < frame < self._last:
                 raise InvalidInput(
-                    f"{name}: expected a frame from {before + 1} to {expected - 1}, got {frame}", field=name
+                    f"turns: expected a frame from {before + 1} to {self._last - 1}, got {frame}",
+                    field="turns",
                 )
+            _check_progress("turns", progress)
             before = frame
+        _check_progress("final", self.final)
 
     def progress(self) -> Floats:
         """The curve (T,) in [0, 1] that the marks describe: from 0 over the turns to the end.
@@ -87,19 +93,21 @@ class RolloutMarks:
         """
         slope_T = np.concatenate([np.full(one.end - one.start, SLOPES[one.mark]) for one in self.segments])
         curve_T = np.zeros(len(slope_T), dtype=np.float32)
-        told = [(0, 0.0), *((frame, progress) for _, frame, progress in self._told())]
+        told = [(0, 0.0), *self.turns.items(), (self._last, self.final)]
         for (start, low), (end, high) in pairwise(told):
             way = slice(start + 1, end + 1)  # a frame's slope leads to it; none leads to the first
             curve_T[way] = _between(slope_T[way], low, high, end)
         return curve_T
 
-    def _told(self) -> Iterator[tuple[str, int, float]]:
-        """Frames whose progress is told: name of the field, frame, progress."""
-        yield from (("turns", frame, progress) for frame, progress in self.turns.items())
-        if self.catastrophe is None:
-            yield "final", self.segments[-1].end - 1, self.final
-        else:
-            yield "catastrophe", self.catastrophe - 1, self.final
+    @property
+    def _last(self) -> int:
+        """The frame at which progress is `final`."""
+        return (self.segments[-1].end if self.catastrophe is None else self.catastrophe) - 1
+
+
+def _check_progress(name: str, progress: float) -> None:
+    if not 0 <= progress <= 1:
+        raise InvalidInput(f"{name}: expected progress of 0 to 1, got {progress:g}", field=name)
 
 
 def _between(
