@@ -73,10 +73,12 @@ def _segments(progress_T: Floats, start: int, end: int, fps: float, *, rises: bo
     edges = [start, *range(start + step, end - step // 2, step), end]
     changes = [float(progress_T[b] - progress_T[a]) * (1 if rises else -1) for a, b in pairwise(edges)]
     moving = [change for change in changes if change >= STILL]
-    edges[0] -= 1 if start == 0 else 0  # nothing leads to the first frame: it is marked all the same
+    if start == 0:
+        edges[0] = -1  # nothing leads to the first frame: it is marked all the same
     if not moving:  # it crept there, too slowly for any one stretch to show it
         return [MarkedSegment("slow" if rises else "mistake", edges[0] + 1, end + 1)]
-    marks = [_mark(change, float(np.mean(moving)), rises=rises) for change in changes]
+    mean = float(np.mean(moving))
+    marks = [_mark(change, mean, rises=rises) for change in changes]
     return [MarkedSegment(mark, a + 1, b + 1) for mark, (a, b) in zip(marks, pairwise(edges), strict=True)]
 
 

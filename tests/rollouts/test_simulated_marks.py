@@ -15,6 +15,11 @@ def test_the_person_sees_pace_pauses_and_falls() -> None:
     marks = marks_of(TRUTH_T, fps=10)
     seen = np.concatenate([[one.mark] * (one.end - one.start) for one in marks.segments])
     assert list(seen[[0, 4, 14, 34]]) == ["slow", "slow", "fast", "mistake"]
+    paused = np.concatenate(
+        [TRUTH_T[:30], np.linspace(0.62, 1, 10, dtype=np.float32)]
+    )  # pauses before it goes on
+    marks = marks_of(paused, fps=10)
+    assert [one.mark for one in marks.segments if one.start <= 25 < one.end] == ["adjust"]
     assert (marks.segments[0].start, marks.segments[-1].end) == (0, 40)
 
 
@@ -68,3 +73,19 @@ def test_short_and_odd_rollouts_are_marked_as_well(start: float) -> None:
 def test_a_rollout_in_which_nothing_happens_stays_where_it_is() -> None:
     assert not as_marked(np.full(30, 0.01, np.float32), fps=10).any()
     assert not as_marked(np.zeros(30, np.float32), fps=10).any()
+
+
+def test_a_slow_creep_ends_where_it_was_told() -> None:
+    creep = np.linspace(0, 0.4, 120, dtype=np.float32)  # .017 in half a second
+    curve_T = as_marked(creep, fps=10)
+    assert curve_T[-1] == pytest.approx(0.4)
+    assert curve_T == pytest.approx(creep, abs=1e-6)
+    steps = [0.02] * 5 + [-0.01] * 8
+    start = np.cumsum(steps).astype(np.float32)
+    assert as_marked(start, fps=10)[-1] == pytest.approx(start[-1], abs=0.05)
+
+
+@pytest.mark.parametrize("progress", [0.0, 0.7])
+def test_a_single_frame_stays_what_it_is(progress: float) -> None:
+    curve_T = np.array([progress], np.float32)
+    np.testing.assert_array_equal(as_marked(curve_T, fps=10), curve_T)
