@@ -14,6 +14,7 @@ import pytest
 from models.synthetic import FRAMES, write_synthetic
 from sarm2_client.errors import InvalidInput
 from sarm2_models.checkpoint import default_bundle, load_bundle, read_manifest, save_bundle
+from sarm2_models.estimate import Estimate
 from sarm2_models.train.adapt import PLAN, adapt, adapt_curve, plan_of
 from sarm2_models.train.adaptation_parts import Part, held_out, mixed
 from sarm2_models.train.corpus import index_dataset, load_corpus
@@ -126,6 +127,13 @@ def test_the_curve_starts_from_rm1_and_has_a_picture(folders: tuple[Path, Path],
     assert errors[2] < errors[0]
     assert json.loads((tmp_path / "curve" / "curve.json").read_text()) == content
     assert (tmp_path / "curve" / "curve.png").read_bytes().startswith(b"\x89PNG")
+    with np.load(tmp_path / "curve" / "draws.npz") as draws:
+        for count, measured in content["curve"].items():
+            again = Estimate.of(1.0, draws[f"{count}/rollout_mse"], 1)
+            assert (again.low, again.high) == (
+                measured["rollout_mse"]["low"],
+                measured["rollout_mse"]["high"],
+            )
     with pytest.raises(InvalidInput, match="curve: 7 rollouts to learn from, and 6 are there"):
         adapt_curve(default_bundle(), *folders, tmp_path / "more", (2, 7), plan=SHORT)
     assert not list(tmp_path.rglob("embeddings.npy")), "told before the work begins"

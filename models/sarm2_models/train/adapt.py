@@ -23,10 +23,10 @@ from sarm2_client.errors import InvalidInput
 from sarm2_models.calibration import Calibration
 from sarm2_models.checkpoint import default_bundle, load_bundle, may_replace, save_bundle
 from sarm2_models.device import check_device
-from sarm2_models.estimate import Estimate
+from sarm2_models.estimate import Estimate, Floats
 from sarm2_models.metrics import evaluate
 from sarm2_models.reward_model import RewardModel
-from sarm2_models.train.adaptation_parts import Part, load_parts, mixed, split
+from sarm2_models.train.adaptation_parts import PARTS, Part, load_parts, mixed, split
 from sarm2_models.train.calibrate import calibrate, predict
 from sarm2_models.train.heads import Texts, predict_logits, train_stage, train_value
 from sarm2_models.train.jobs import Ticker
@@ -116,10 +116,10 @@ def adapt(
     work = _work(out, model, [rollouts, training], options)
     counts = [] if rollout_count is None else [rollout_count]
     parts = load_parts(model, rollouts, training, work, counts, "count", device, tick)
-    report, after, fitted = _learn(model, parts, work, options, tick)
-    _save(out, model, after, fitted, parts[0].corpus.instructions, report)
+    adapted = _learn(model, parts, work, options, tick)
+    _save(out, model, adapted, parts[0].corpus.instructions)
     shutil.rmtree(work)
-    return report
+    return adapted.report()
 
 
 def adapt_curve(
@@ -138,8 +138,9 @@ def adapt_curve(
     """How the errors fall with the number of rollouts that are learned from; no bundle is written.
 
     Arguments and errors as `adapt` has them. `out` gets `curve.json` (`curve.COUNT.METRIC.{value, low, high,
-    n}`, with RM1 under 0, and `change.COUNT.METRIC`, over RM1's) and `curve.png`. Calibration always has all
-    rollouts that are held out for it.
+    n}`, with RM1 under 0, and `change.COUNT.METRIC`, over RM1's), `curve.png`, and `draws.npz`, which makes a
+    mean over several policies possible: `COUNT/METRIC` of `ERRORS`, the metric on each of the bootstrap's
+    draws of episodes. Calibration always has all rollouts that are held out for it.
 
     Raises InvalidInput for a count that the dataset does not hold.
     """
@@ -147,18 +148,32 @@ def adapt_curve(
     model = _loaded(bundle, device)
     work = _work(out, model, [rollouts, training], Options(None, labels, plan, seed))
     parts = load_parts(model, rollouts, training, work, counts, "curve", device, tick)
+    by_count = {
+        count: _learn(model, parts, work / str(count), Options(count, labels, plan, seed), tick)
+        for count in sorted(counts)
+    }
+    content = _write_curve(by_count, labels, out)
+    shutil.rmtree(work)
+    return content
+
+
+def _write_curve(by_count: dict[int, Adapted], labels: Labels, out: Path) -> dict[str, Any]:
+    """`adapt_curve`'s files, and what `curve.json` says."""
     curve: dict[str, Any] = {}
     change: dict[str, Any] = {}
-    for count in sorted(counts):
-        options = Options(count, labels, plan, seed)
-        report, _, _ = _learn(model, parts, work / str(count), options, tick)
+    draws: dict[str, Floats | None] = {}
+    for count, adapted in by_count.items():
+        report = adapted.report()
         curve |= {"0": report["before"], str(count): report["after"]}
         change[str(count)] = report["after_over_before"]
+        for name, measured in (("0", adapted.before), (str(count), adapted.after)):
+            draws |= {f"{name}/{metric}": measured[metric].samples for metric in ERRORS}
     content = {"adapted_from": report["adapted_from"], "labels": labels, "curve": curve, "change": change}
     out.mkdir(parents=True, exist_ok=True)
     (out / "curve.json").write_text(json.dumps(content, indent=1) + "\n")
+    kept = {key: drawn for key, drawn in draws.items() if drawn is not None}
+    np.savez(out / "draws.npz", allow_pickle=False, **kept)
     draw_adaptation(curve, out / "curve.png")
-    shutil.rmtree(work)
     return content
 
 
@@ -189,6 +204,42 @@ class Options:
     seed: int
 
 
+@dataclass(frozen=True)
+class Adapted:
+    """RM2 beside RM1.
+
+    Attributes:
+        adapted_from: RM1's name.
+        labels: as in `adapt`.
+        heads, calibration: RM2's.
+        learned, measured: the episodes of each, those of rollouts first.
+        before, after: RM1's and RM2's metrics on `measured`.
+    """
+
+    adapted_from: str
+    labels: Labels
+    heads: Heads
+    calibration: Calibration
+    learned: Sequence[int]
+    measured: Sequence[int]
+    before: dict[str, Estimate]
+    after: dict[str, Estimate]
+
+    def report(self) -> dict[str, Any]:
+        """What RM2's bundle says of how it came about."""
+        episodes = zip(PARTS, self.learned, self.measured, strict=True)
+        return {
+            "adapted_from": self.adapted_from,
+            "labels": self.labels,
+            **{name: {"learned": learned, "measured": measured} for name, learned, measured in episodes},
+            "before": {metric: self.before[metric].as_json() for metric in METRICS},
+            "after": {metric: self.after[metric].as_json() for metric in METRICS},
+            "after_over_before": {
+                metric: self.after[metric].over(self.before[metric]).as_json() for metric in ERRORS
+            },
+        }
+
+
 def _loaded(bundle: Path, device: str) -> RewardModel:
     """A model whose encoder is on a device; its heads come there with the frames that they learn from."""
     check_device(device)
@@ -215,10 +266,8 @@ def _work(out: Path, model: RewardModel, roots: Sequence[Path], options: Options
     return work
 
 
-def _learn(
-    model: RewardModel, parts: Sequence[Part], work: Path, options: Options, tick: Tick
-) -> tuple[dict[str, Any], Heads, Calibration]:
-    """The report, RM2's heads, and their calibration."""
+def _learn(model: RewardModel, parts: Sequence[Part], work: Path, options: Options, tick: Tick) -> Adapted:
+    """RM2."""
     learned, calibrated, measured = split(parts, options.rollout_count)
     if options.labels == "marks":
         learned[0], calibrated[0] = learned[0].as_marked(), calibrated[0].as_marked()
@@ -241,18 +290,16 @@ def _learn(
     after = Heads(model.config, stage, value)
     held = Part.joined(calibrated)
     fitted = calibrate(after, held.frames, held.corpus, texts, model.vocabulary)
-    first = _measure(before, measured, texts, model, model.calibration)
-    second = _measure(after, measured, texts, model, fitted)
-    report = {
-        "adapted_from": model_name(model.model_id, model.version, model.weights_sha256),
-        "labels": options.labels,
-        "rollouts": {"learned": learned[0].corpus.episodes, "measured": measured[0].corpus.episodes},
-        "training": {"learned": learned[1].corpus.episodes, "measured": measured[1].corpus.episodes},
-        "before": {metric: first[metric].as_json() for metric in METRICS},
-        "after": {metric: second[metric].as_json() for metric in METRICS},
-        "after_over_before": {metric: second[metric].over(first[metric]).as_json() for metric in ERRORS},
-    }
-    return report, after, fitted
+    return Adapted(
+        model_name(model.model_id, model.version, model.weights_sha256),
+        options.labels,
+        after,
+        fitted,
+        [part.corpus.episodes for part in learned],
+        [part.corpus.episodes for part in measured],
+        _measure(before, measured, texts, model, model.calibration),
+        _measure(after, measured, texts, model, fitted),
+    )
 
 
 def adapt_job(
@@ -324,30 +371,23 @@ def _measure(
     return evaluate(scored_episodes(corpus, said, means), words.group_of_primitive, words.null_index)
 
 
-def _save(
-    out: Path,
-    model: RewardModel,
-    heads: Heads,
-    fitted: Calibration,
-    learned: Sequence[str],
-    report: dict[str, Any],
-) -> None:
+def _save(out: Path, model: RewardModel, adapted: Adapted, learned: Sequence[str]) -> None:
     """RM2's bundle: it knows the instructions that RM1 knew, and those that were learned."""
     instructions = [*model.instructions, *(text for text in learned if not model.instruction(text).known)]
-    adapted = RewardModel(
+    second = RewardModel(
         model.config,
         model.encoder,
-        heads.stage,
-        heads.value,
+        adapted.heads.stage,
+        adapted.heads.value,
         model.statistics,
         vocabulary=model.vocabulary,
-        calibration=fitted,
+        calibration=adapted.calibration,
         primitive_texts_PD=model.primitive_texts_PD,
         instructions=instructions,
         instruction_texts_ND=_embedded(model, instructions),
         model_id=model.model_id,
-        version=f"{model.version}+{report['rollouts']['learned']}rollouts",
+        version=f"{model.version}+{adapted.learned[0]}rollouts",
     )
     with torch.no_grad():
-        reports = {"adaptation.json": report}
-        save_bundle(out, adapted, adapted_from=report["adapted_from"], reports=reports)
+        reports = {"adaptation.json": adapted.report()}
+        save_bundle(out, second, adapted_from=adapted.adapted_from, reports=reports)

@@ -1,0 +1,169 @@
+"""Adaptation over several policies: the report of what `sarm2 adapt --curve` measured on each.
+
+    python tests/bench/adaptation.py CURVES STEM < PREFACE
+
+`CURVES/POLICY/LABELS` is what `sarm2 adapt --curve COUNTS --labels LABELS --out CURVES/POLICY/LABELS` wrote;
+STEM.json, .md and .png are written. The bars are held against the mean error over policies after 100
+rollouts, over the same mean before: how wrong RM1 is differs so much from policy to policy that a single one
+decides by chance. For its interval every policy's episodes are drawn apart from the others'.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+
+from sarm2_models.estimate import Estimate
+
+LABELS = ("marks", "exact")
+BARS = {"rollout_mse": 0.6, "demo_mse": 1.1}
+COUNT = "100"
+COLUMNS = ("rollout_mse", "demo_mse", "success_auc", "ece", "interval_coverage")
+COLOURS = {"marks": "tab:orange", "exact": "tab:blue"}
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One policy's curve with one kind of labels, as `adapt_curve` wrote it."""
+
+    policy: str
+    content: dict[str, Any]
+    draws: dict[str, Any]
+
+    @classmethod
+    def read(cls, root: Path, policy: str, labels: str) -> Measured:
+        folder = root / policy / labels
+        with np.load(folder / "draws.npz") as kept:
+            draws = dict(kept)
+        return cls(policy, json.loads((folder / "curve.json").read_text()), draws)
+
+    def error(self, count: str, metric: str) -> Estimate:
+        """With the bootstrap's draws."""
+        value = self.content["curve"][count][metric]
+        return Estimate.of(value["value"], self.draws[f"{count}/{metric}"], value["n"])
+
+
+def pooled(policies: Sequence[Measured], count: str, metric: str) -> tuple[Estimate, Estimate]:
+    """The mean error over policies before and after `count` rollouts; a pair, as every policy's are."""
+    random = np.random.default_rng(0)
+    before, after = [], []
+    for policy in policies:
+        first, second = policy.error("0", metric), policy.error(count, metric)
+        assert first.samples is not None
+        assert second.samples is not None
+        order_R = random.permutation(len(first.samples))
+        before.append((first.value, first.samples[order_R]))
+        after.append((second.value, second.samples[order_R]))
+    episodes = sum(policy.error(count, metric).n for policy in policies)
+    return tuple(  # type: ignore[return-value]
+        Estimate.of(float(np.mean([v for v, _ in kept])), np.mean([s for _, s in kept], axis=0), episodes)
+        for kept in (before, after)
+    )
+
+
+def bar(policies: Sequence[Measured], metric: str) -> dict[str, Any]:
+    """A bar's entry."""
+    before, after = pooled(policies, COUNT, metric)
+    change = after.over(before)
+    assert change.value is not None
+    return {**change.as_json(), "bar": BARS[metric], "met": change.value <= BARS[metric]}
+
+
+def report(curves: dict[str, list[Measured]]) -> dict[str, Any]:
+    """Everything as plain numbers."""
+    return {
+        "bundle": curves["exact"][0].content["adapted_from"],
+        "bars": {
+            f"{metric}_after_{COUNT}_{labels}": bar(policies, metric)
+            for labels, policies in curves.items()
+            for metric in BARS
+        },
+        "policies": {
+            labels: {one.policy: {key: one.content[key] for key in ("curve", "change")} for one in policies}
+            for labels, policies in curves.items()
+        },
+    }
+
+
+def draw(curves: dict[str, list[Measured]], path: Path) -> None:
+    """A panel a policy: the error on its held-out rollouts over how many were learned from."""
+    policies = [one.policy for one in curves["exact"]]
+    figure, axes = plt.subplots(1, len(policies), figsize=(3.6 * len(policies), 2.9), squeeze=False)
+    for axis, place in zip(axes.flat, range(len(policies)), strict=True):
+        for labels, measured in curves.items():
+            found = measured[place].content["curve"]
+            counts = sorted(found, key=int)
+            values, lows, highs = (
+                [found[count]["rollout_mse"][key] for count in counts] for key in ("value", "low", "high")
+            )
+            numbers = [int(count) for count in counts]
+            axis.plot(numbers, values, "o-", color=COLOURS[labels], label=labels)
+            axis.fill_between(numbers, lows, highs, color=COLOURS[labels], alpha=0.15, linewidth=0)
+        axis.set_title(policies[place], fontsize=10)
+        axis.set_xlabel("rollouts learned from")
+        axis.set_ylim(bottom=0)
+        axis.spines[["top", "right"]].set_visible(False)
+    axes.flat[0].set_ylabel("rollout_mse")
+    axes.flat[0].legend(frameon=False)
+    figure.tight_layout()
+    figure.savefig(path, dpi=100)
+    plt.close(figure)
+
+
+def cell(value: dict[str, Any], metric: str) -> str:
+    if value["value"] is None:
+        return "-"
+    if not metric.endswith("mse"):
+        return f"{value['value']:.3f}"
+    return f"{value['value']:.4f} ({value['low']:.4f} to {value['high']:.4f})"
+
+
+def tables(curves: dict[str, list[Measured]]) -> list[str]:
+    lines = ["## Bars: mean error over policies after 100 rollouts, over the mean before", ""]
+    lines += ["| | before | after | after / before | bar | met |", "|---|---|---|---|---|---|"]
+    for labels, policies in curves.items():
+        for metric, most in BARS.items():
+            found, (before, after) = bar(policies, metric), pooled(policies, COUNT, metric)
+            ratio = f"{found['value']:.2f} ({found['low']:.2f} to {found['high']:.2f})"
+            met = "yes" if found["met"] else "**no**"
+            errors = f"{before.value:.4f} | {after.value:.4f}"
+            lines.append(f"| {metric}, {labels} | {errors} | {ratio} | at most {most} | {met} |")
+    for policy in [one.policy for one in curves["exact"]]:
+        for labels, policies in curves.items():
+            content = next(one.content for one in policies if one.policy == policy)
+            lines += ["", f"## {policy}, {labels}", ""]
+            lines += ["| rollouts | " + " | ".join(COLUMNS) + " | after / before |", "|---" * 7 + "|"]
+            for count in sorted(content["curve"], key=int):
+                cells = [cell(content["curve"][count][metric], metric) for metric in COLUMNS]
+                change = content["change"].get(count, {}).get("rollout_mse")
+                last = (
+                    f"{change['value']:.2f} ({change['low']:.2f} to {change['high']:.2f})" if change else ""
+                )
+                lines.append(f"| {count} | " + " | ".join(cells) + f" | {last} |")
+    return lines
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("curves", type=Path, help="folder with POLICY/LABELS/curve.json and draws.npz")
+    parser.add_argument("stem", type=Path, help="path of the report, without its ending")
+    given = parser.parse_args()
+    names = sorted(path.name for path in given.curves.iterdir() if path.is_dir())
+    curves = {labels: [Measured.read(given.curves, name, labels) for name in names] for labels in LABELS}
+    content = report(curves)
+    given.stem.with_suffix(".json").write_text(json.dumps(content, indent=1) + "\n")
+    draw(curves, given.stem.with_suffix(".png"))
+    text = [sys.stdin.read().strip(), "", f"![Error by rollouts]({given.stem.name}.png)", "", *tables(curves)]
+    given.stem.with_suffix(".md").write_text("\n".join(text) + "\n")
+
+
+if __name__ == "__main__":
+    main()
