@@ -73,8 +73,7 @@ class RunRecord:
     def whole(self) -> bool:
         """Whether there is such a run, with these very settings."""
         path = self.root / FILE
-        now = json.loads(json.dumps(self.settings))
-        return path.exists() and bool(json.loads(path.read_text())["settings"] == now)
+        return path.exists() and not other_settings(self.settings, json.loads(path.read_text())["settings"])
 
     def do(self, stage: str, work: Callable[[], object], console: Console) -> bool:
         """Do a stage unless it is finished, and note the seconds it took. Returns whether it was done now.
