@@ -51,28 +51,23 @@ class Measured:
         return Estimate.of(value["value"], self.draws[f"{count}/{metric}"], value["n"])
 
 
-def pooled(policies: Sequence[Measured], count: str, metric: str) -> tuple[Estimate, Estimate]:
-    """The mean error over policies before and after `count` rollouts; a pair, as every policy's are."""
+def pooled(policies: Sequence[Measured], count: str, metric: str) -> Estimate:
+    """The mean error over policies; paired by draw with that of another count, as every policy's are."""
     random = np.random.default_rng(0)
-    before, after = [], []
+    values, samples_MR, episodes = [], [], 0
     for policy in policies:
-        first, second = policy.error("0", metric), policy.error(count, metric)
-        assert first.samples is not None
-        assert second.samples is not None
-        order_R = random.permutation(len(first.samples))
-        before.append((first.value, first.samples[order_R]))
-        after.append((second.value, second.samples[order_R]))
-    episodes = sum(policy.error(count, metric).n for policy in policies)
-    return tuple(  # type: ignore[return-value]
-        Estimate.of(float(np.mean([v for v, _ in kept])), np.mean([s for _, s in kept], axis=0), episodes)
-        for kept in (before, after)
-    )
+        one = policy.error(count, metric)
+        assert one.value is not None
+        assert one.samples is not None
+        values.append(one.value)
+        samples_MR.append(random.permutation(one.samples))
+        episodes += one.n
+    return Estimate.of(float(np.mean(values)), np.mean(samples_MR, axis=0), episodes)
 
 
 def bar(policies: Sequence[Measured], metric: str) -> dict[str, Any]:
     """A bar's entry."""
-    before, after = pooled(policies, COUNT, metric)
-    change = after.over(before)
+    change = pooled(policies, COUNT, metric).over(pooled(policies, "0", metric))
     assert change.value is not None
     return {**change.as_json(), "bar": BARS[metric], "met": change.value <= BARS[metric]}
 
@@ -100,11 +95,10 @@ def draw(curves: dict[str, list[Measured]], path: Path) -> None:
     for axis, place in zip(axes.flat, range(len(policies)), strict=True):
         for labels, measured in curves.items():
             found = measured[place].content["curve"]
-            counts = sorted(found, key=int)
             values, lows, highs = (
-                [found[count]["rollout_mse"][key] for count in counts] for key in ("value", "low", "high")
+                [one["rollout_mse"][key] for one in found.values()] for key in ("value", "low", "high")
             )
-            numbers = [int(count) for count in counts]
+            numbers = [int(count) for count in found]
             axis.plot(numbers, values, "o-", color=COLOURS[labels], label=labels)
             axis.fill_between(numbers, lows, highs, color=COLOURS[labels], alpha=0.15, linewidth=0)
         axis.set_title(policies[place], fontsize=10)
@@ -127,28 +121,38 @@ def cell(value: dict[str, Any], metric: str) -> str:
 
 
 def tables(curves: dict[str, list[Measured]]) -> list[str]:
-    lines = ["## Bars: mean error over policies after 100 rollouts, over the mean before", ""]
-    lines += ["| | before | after | after / before | bar | met |", "|---|---|---|---|---|---|"]
+    """The bars, then every policy's curves."""
+    lines = bars_table(curves)
+    for measured in zip(*curves.values(), strict=True):
+        for labels, one in zip(curves, measured, strict=True):
+            lines += ["", f"## {one.policy}, {labels}", "", *curve_table(one.content)]
+    return lines
+
+
+def bars_table(curves: dict[str, list[Measured]]) -> list[str]:
+    lines = [f"## Bars: mean error over policies after {COUNT} rollouts, over the mean before", ""]
+    lines += ["| | before | after | after / before | bar | met |", "|---" * 6 + "|"]
     for labels, policies in curves.items():
         for metric, most in BARS.items():
-            found, (before, after) = bar(policies, metric), pooled(policies, COUNT, metric)
-            ratio = f"{found['value']:.2f} ({found['low']:.2f} to {found['high']:.2f})"
+            found = bar(policies, metric)
+            before, after = (pooled(policies, count, metric).value for count in ("0", COUNT))
             met = "yes" if found["met"] else "**no**"
-            errors = f"{before.value:.4f} | {after.value:.4f}"
-            lines.append(f"| {metric}, {labels} | {errors} | {ratio} | at most {most} | {met} |")
-    for policy in [one.policy for one in curves["exact"]]:
-        for labels, policies in curves.items():
-            content = next(one.content for one in policies if one.policy == policy)
-            lines += ["", f"## {policy}, {labels}", ""]
-            lines += ["| rollouts | " + " | ".join(COLUMNS) + " | after / before |", "|---" * 7 + "|"]
-            for count in sorted(content["curve"], key=int):
-                cells = [cell(content["curve"][count][metric], metric) for metric in COLUMNS]
-                change = content["change"].get(count, {}).get("rollout_mse")
-                last = (
-                    f"{change['value']:.2f} ({change['low']:.2f} to {change['high']:.2f})" if change else ""
-                )
-                lines.append(f"| {count} | " + " | ".join(cells) + f" | {last} |")
+            errors = f"{before:.4f} | {after:.4f} | {ratio(found)}"
+            lines.append(f"| {metric}, {labels} | {errors} | at most {most} | {met} |")
     return lines
+
+
+def curve_table(content: dict[str, Any]) -> list[str]:
+    lines = ["| rollouts | " + " | ".join(COLUMNS) + " | after / before |", "|---" * (len(COLUMNS) + 2) + "|"]
+    for count, measured in content["curve"].items():
+        cells = [cell(measured[metric], metric) for metric in COLUMNS]
+        change = content["change"].get(count)
+        lines.append(f"| {count} | {' | '.join(cells)} | {ratio(change['rollout_mse']) if change else ''} |")
+    return lines
+
+
+def ratio(found: dict[str, Any]) -> str:
+    return f"{found['value']:.2f} ({found['low']:.2f} to {found['high']:.2f})"
 
 
 def main() -> None:
