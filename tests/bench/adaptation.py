@@ -22,6 +22,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 from sarm2_models.estimate import Estimate
+from sarm2_models.train.report import draw_errors
 
 LABELS = ("marks", "exact")
 BARS = {"rollout_mse": 0.6, "demo_mse": 1.1}
@@ -94,17 +95,9 @@ def draw(curves: dict[str, list[Measured]], path: Path) -> None:
     figure, axes = plt.subplots(1, len(policies), figsize=(3.6 * len(policies), 2.9), squeeze=False)
     for axis, place in zip(axes.flat, range(len(policies)), strict=True):
         for labels, measured in curves.items():
-            found = measured[place].content["curve"]
-            values, lows, highs = (
-                [one["rollout_mse"][key] for one in found.values()] for key in ("value", "low", "high")
-            )
-            numbers = [int(count) for count in found]
-            axis.plot(numbers, values, "o-", color=COLOURS[labels], label=labels)
-            axis.fill_between(numbers, lows, highs, color=COLOURS[labels], alpha=0.15, linewidth=0)
+            draw_errors(axis, measured[place].content["curve"], "rollout_mse", labels, COLOURS[labels])
         axis.set_title(policies[place], fontsize=10)
-        axis.set_xlabel("rollouts learned from")
         axis.set_ylim(bottom=0)
-        axis.spines[["top", "right"]].set_visible(False)
     axes.flat[0].set_ylabel("rollout_mse")
     axes.flat[0].legend(frameon=False)
     figure.tight_layout()

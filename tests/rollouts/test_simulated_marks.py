@@ -15,9 +15,8 @@ def test_the_person_sees_pace_pauses_and_falls() -> None:
     marks = marks_of(TRUTH_T, fps=10)
     seen = np.concatenate([[one.mark] * (one.end - one.start) for one in marks.segments])
     assert list(seen[[0, 4, 14, 34]]) == ["slow", "slow", "fast", "mistake"]
-    paused = np.concatenate(
-        [TRUTH_T[:30], np.linspace(0.62, 1, 10, dtype=np.float32)]
-    )  # pauses before it goes on
+    goes_on_T = np.linspace(0.62, 1, 10, dtype=np.float32)
+    paused = np.concatenate([TRUTH_T[:30], goes_on_T])
     marks = marks_of(paused, fps=10)
     assert [one.mark for one in marks.segments if one.start <= 25 < one.end] == ["adjust"]
     assert (marks.segments[0].start, marks.segments[-1].end) == (0, 40)

@@ -267,7 +267,7 @@ def _work(out: Path, model: RewardModel, roots: Sequence[Path], options: Options
 
 
 def _learn(model: RewardModel, parts: Sequence[Part], work: Path, options: Options, tick: Tick) -> Adapted:
-    """RM2."""
+    """RM2: learned on, calibrated, and measured beside RM1."""
     learned, calibrated, measured = split(parts, options.rollout_count)
     if options.labels == "marks":
         learned[0], calibrated[0] = learned[0].as_marked(), calibrated[0].as_marked()

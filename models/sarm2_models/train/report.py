@@ -11,6 +11,7 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
 from sarm2_models.falls import falls
@@ -78,21 +79,28 @@ def draw_adaptation(curve: Mapping[str, Mapping[str, Mapping[str, Any]]], path: 
     counts = [int(count) for count in curve]
     figure, axis = plt.subplots(figsize=(5.5, 3.2))
     for metric, colour in (("rollout_mse", WRONG), ("demo_mse", OURS)):
-        found = [curve[str(count)][metric] for count in counts]
-        if any(one["value"] is None for one in found):
-            continue
-        values, lows, highs = ([one[key] for one in found] for key in ("value", "low", "high"))
-        axis.plot(counts, values, "o-", color=colour, label=metric)
-        axis.fill_between(counts, lows, highs, color=colour, alpha=0.15, linewidth=0)
+        draw_errors(axis, curve, metric, metric, colour)
     axis.set_xticks(counts)
-    axis.set_xlabel("rollouts learned from")
     axis.set_ylabel("mean squared error of progress")
     axis.set_ylim(bottom=0)
     axis.legend(frameon=False)
-    axis.spines[["top", "right"]].set_visible(False)
     figure.tight_layout()
     figure.savefig(path, dpi=100)
     plt.close(figure)
+
+
+def draw_errors(
+    axis: Axes, curve: Mapping[str, Mapping[str, Mapping[str, Any]]], metric: str, label: str, colour: str
+) -> None:
+    """One error of `adapt_curve`'s over the number of rollouts; nothing where it was not measured."""
+    axis.set_xlabel("rollouts learned from")
+    axis.spines[["top", "right"]].set_visible(False)
+    found = [measured[metric] for measured in curve.values()]
+    if all(one["value"] is not None for one in found):
+        counts = [int(count) for count in curve]
+        values, lows, highs = ([one[key] for one in found] for key in ("value", "low", "high"))
+        axis.plot(counts, values, "o-", color=colour, label=label)
+        axis.fill_between(counts, lows, highs, color=colour, alpha=0.15, linewidth=0)
 
 
 def draw_labels(checks: Mapping[str, Sequence[CheckedEpisode]], path: Path) -> None:
