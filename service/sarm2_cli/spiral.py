@@ -254,7 +254,7 @@ def report(out: Out = RUNS, workers: Workers = 2, server: Server = None) -> None
 @spiral.command()
 def compare(
     seeds: Annotated[
-        str | None, typer.Option(help="Training seeds, separated by commas; by default those of the report.")
+        str | None, typer.Option(help="Training seeds, separated by commas; by default each run's own three.")
     ] = None,
     only: Annotated[
         list[str] | None,
@@ -280,7 +280,7 @@ def compare(
     from rich.markdown import Markdown
 
     from sarm2_cli.benchmark import whole_numbers
-    from sarm2_spiral.comparison.cells import SEEDS, cells
+    from sarm2_spiral.comparison.cells import cells
     from sarm2_spiral.comparison.run import Comparison
     from sarm2_spiral.config import spiral_config
 
@@ -292,7 +292,7 @@ def compare(
     comparison = Comparison(
         out,
         spiral_config(preset),
-        SEEDS if seeds is None else whole_numbers("seeds", seeds),
+        None if seeds is None else whole_numbers("seeds", seeds),
         lambda folder: reaching(folder, None, bundle, workers),
         chosen,
         console,

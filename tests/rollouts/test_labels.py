@@ -272,6 +272,15 @@ def test_pushing_the_drawer_shut_takes_its_progress_back() -> None:
 
 
 @pytest.mark.sim
+def test_the_drawer_is_left_well_beyond_the_line_from_which_it_is_open() -> None:
+    for seed in (51, 52, 53):
+        simulator_TK = episode("drawer-open", "clean_demo", seed).simulator_TK
+        assert simulator_TK is not None
+        short_T = column(simulator_TK, "object_y") - column(simulator_TK, "goal_y")
+        assert short_T[-1] < 0.01, "metres; a drawer that is let go springs back to the line, .03"
+
+
+@pytest.mark.sim
 @pytest.mark.parametrize("name", TASKS)
 def test_random_motion_stays_low(name: str) -> None:
     for seed in (35, 36, 37):

@@ -50,6 +50,16 @@ def test_every_bar_has_its_run_its_control_and_its_demonstrations() -> None:
         run = cell.folder(Path("out"), 2, METAWORLD)
         assert run.config.loop.demos == DEMOS[cell.task, cell.kind].count
         assert run.root == Path("out") / cell.name / "seed2"
+        assert len(set(cell.seeds)) == len(SEEDS)
+        assert max(cell.seeds) < 100, "others belong to tuning"
+
+
+def test_by_default_every_run_flies_its_own_seeds_one_of_each_first(tmp_path: Path) -> None:
+    chosen = [Cell("hammer", "image", "spiral"), Cell("drawer-open", "image", "spiral")]
+    comparison = Comparison(tmp_path, METAWORLD, None, reach, chosen)
+    own = [(cell, cell.seeds[nth]) for nth in range(len(SEEDS)) for cell in chosen]
+    assert comparison.plan() == own
+    assert replace(comparison, seeds=(2,)).plan() == [(cell, 2) for cell in chosen]
 
 
 @pytest.mark.sim

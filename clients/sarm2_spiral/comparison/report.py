@@ -36,11 +36,15 @@ PARTS = (
 )
 
 
-def write_comparison(root: Path, cells: Iterable[Cell], seeds: Sequence[int], config: SpiralConfig) -> Path:
-    """Write the report of all runs that are finished, to `root`/report, which is returned."""
+def write_comparison(root: Path, cells: Iterable[Cell], more: Sequence[int], config: SpiralConfig) -> Path:
+    """Write the report of all runs that are finished, to `root`/report, which is returned.
+
+    Args:
+        more: seeds, besides those of the cells.
+    """
     outcomes, finished = {}, set()
     for cell in cells:
-        known = {seed: cell.outcome(root, seed, config) for seed in seeds}
+        known = {seed: cell.outcome(root, seed, config) for seed in sorted({*cell.seeds, *more})}
         done = {seed: found for seed, found in known.items() if found is not None}
         if done:
             outcomes[cell] = Outcome.of(list(done.values()))

@@ -17,7 +17,7 @@ from typing import TypeAlias
 
 from rich.console import Console
 
-from sarm2_spiral.comparison.cells import SEEDS, Cell, cells
+from sarm2_spiral.comparison.cells import Cell, cells
 from sarm2_spiral.comparison.outcome import INHERITED, check_outcome, is_finished, keep_outcome
 from sarm2_spiral.comparison.report import write_comparison
 from sarm2_spiral.config import QUICK, SpiralConfig
@@ -44,7 +44,7 @@ class Comparison:
     Args:
         root: its folder.
         config: the preset of every run.
-        seeds: of training.
+        seeds: of training; None for those of each run's cell.
         reach: how a run reaches its service.
         chosen: which runs; all of them by default.
         console: where titles go.
@@ -52,7 +52,7 @@ class Comparison:
 
     root: Path
     config: SpiralConfig
-    seeds: Sequence[int]
+    seeds: Sequence[int] | None
     reach: Reach
     chosen: Sequence[Cell] = field(default_factory=lambda: tuple(cells()))
     console: Console = field(default_factory=Console)
@@ -62,15 +62,19 @@ class Comparison:
         whole = Cell("hammer", "image", "spiral")
         if whole in self.chosen:
             self._fly("quick", whole, self.root / "quick", 0, QUICK)
-        for seed in self.seeds:
-            for cell in self.chosen:
-                self._fly(f"{cell.name}, seed {seed}", cell, self.root, seed, self.config)
-                self.write()
+        for cell, seed in self.plan():
+            self._fly(f"{cell.name}, seed {seed}", cell, self.root, seed, self.config)
+            self.write()
         return self.write()
+
+    def plan(self) -> list[tuple[Cell, int]]:
+        """The first seed of every run, then the second, and so on."""
+        seeds = [cell.seeds if self.seeds is None else self.seeds for cell in self.chosen]
+        return [pair for row in zip(*seeds, strict=True) for pair in zip(self.chosen, row, strict=True)]
 
     def write(self) -> Path:
         """The report of every run that is finished so far, those that are not chosen too."""
-        return write_comparison(self.root, cells(), sorted({*SEEDS, *self.seeds}), self.config)
+        return write_comparison(self.root, cells(), self.seeds or (), self.config)
 
     def _fly(self, title: str, cell: Cell, root: Path, seed: int, config: SpiralConfig) -> None:
         folder, outcome = cell.folder(root, seed, config), cell.outcome_file(root, seed)
