@@ -19,7 +19,7 @@ from sarm2_client.errors import Conflict
 from sarm2_rollouts.run_record import RunRecord, finished_stages
 from sarm2_spiral.comparison.bars import BARS, auc_bar, gained, loop_bar, minutes_bar, success_bar
 from sarm2_spiral.comparison.cells import ARMS, CONTROLLED, DEMOS, MAIN, SEEDS, Arm, Cell, cells
-from sarm2_spiral.comparison.outcome import INHERITED, RunOutcome
+from sarm2_spiral.comparison.outcome import INHERITED, Outcome, RunOutcome
 from sarm2_spiral.comparison.picture import draw_comparison
 from sarm2_spiral.comparison.report import markdown
 from sarm2_spiral.comparison.run import Comparison, inherit
@@ -196,6 +196,19 @@ def test_the_auc_leaves_out_tasks_without_failures() -> None:
     assert bar is not None
     assert (bar.value, bar.met) == (1.0, True)
     assert auc_bar({"pick-place": [1.0]}, {"pick-place": [True]}) is None
+
+
+def test_every_run_tells_its_auc_unless_its_rewards_end_all_rollouts_alike() -> None:
+    verdicts = {step: [True, False] for step in ("bc", "offline", "round1", "round2", "round3")}
+    told = RunOutcome(verdicts, [0.9, 0.8, 0.95, 0.1], [True, True, False, False], [True], None)
+    blind = replace(told, finals=[0.0] * 4)
+    cells = {
+        Cell("hammer", "image", "spiral"): Outcome.of([told, replace(told, finals=[0.9, 0.8, 0.3, 0.1])]),
+        Cell("hammer", "image", "uniform"): Outcome.of([blind]),
+    }
+    assert [found.auc for found in cells.values()] == [12 / 16, None]
+    rows = [line for line in markdown({}, cells, METAWORLD).splitlines() if line.startswith("| hammer")]
+    assert [row.split(" | ")[-2] for row in rows[:2]] == ["0.750", ""]
 
 
 def test_minutes_are_held_against_their_bar() -> None:

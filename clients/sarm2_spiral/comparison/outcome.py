@@ -20,6 +20,7 @@ from sarm2_rollouts.run_record import finished_stages, other_settings, tries_of_
 from sarm2_rollouts.whole_file import whole_file
 from sarm2_spiral.evaluation import verdicts
 from sarm2_spiral.folder import SpiralFolder
+from sarm2_spiral.report import rank_auc
 from sarm2_spiral.wilson import Rate
 
 Verdicts = npt.NDArray[np.bool_]
@@ -108,12 +109,19 @@ class Outcome:
             minutes=max(minutes) if len(minutes) == len(runs) else None,
         )
 
+    @property
+    def auc(self) -> float | None:
+        """ROC-AUC of final progress against success, rollouts of the last round; None where all succeeded or
+        failed, or where the rewards end every rollout alike."""
+        return rank_auc(self.finals, self.successes) if len({*self.finals}) > 1 else None
+
     def as_json(self) -> dict[str, Any]:
         """Plain numbers."""
         return {
             "seeds": self.seeds,
             "success": {name: rate.as_json() for name, rate in self.success.items()},
             "by_seed": list(self.by_seed),
+            "auc": self.auc,
             "deployed": list(self.deployed),
             "minutes": self.minutes,
         }

@@ -118,13 +118,15 @@ def markdown(held: Mapping[str, Bar], outcomes: Mapping[Cell, Outcome], config: 
     ]
     lines += ["", "## Success, all seeds together", ""]
     lines += ["![success by policy](spiral.png)", ""]
-    lines += [f"| run | demos | {' | '.join(steps)} | by seed | deployed |", "|---" * (len(steps) + 4) + "|"]
+    lines += [f"| run | demos | {' | '.join(steps)} | by seed | AUC | deployed |"]
+    lines += ["|---" * (len(steps) + 5) + "|"]
     for cell, found in outcomes.items():
         demos = cell.folder(Path(), 0, config).config.loop.demos
         shown = " | ".join(_shown(found.success[step]) for step in steps)
         seeds = ", ".join(f"{value:.0%}" for value in found.by_seed)
-        lines.append(f"| {cell.name} | {demos} | {shown} | {seeds} | {_of(found.deployed)} |")
-    lines += ["", "Arms:", ""]
+        auc = "" if found.auc is None else f"{found.auc:.3f}"
+        lines.append(f"| {cell.name} | {demos} | {shown} | {seeds} | {auc} | {_of(found.deployed)} |")
+    lines += ["", "AUC: of final progress against success, rollouts of the last round.", "", "Arms:", ""]
     lines += [f"- `{arm}`: {about}" for arm, (_, _, _, about) in ARMS.items()]
     lines += ["", "## Where the gain comes from", ""]
     lines += ["| run | re-weighting (2b less pi_1) | the loop (last round less 2b) |", "|---|---|---|"]
