@@ -29,6 +29,7 @@ from sarm2_rollouts.episode_scorer import EpisodeScorer, EpisodeScores
 from sarm2_rollouts.lerobot_reader import Dataset
 from sarm2_rollouts.parquet import parquet_schema, read_parquet
 from sarm2_rollouts.rabc import gains, rabc_weights, suggested_kappa
+from sarm2_rollouts.run_record import hold
 from sarm2_rollouts.whole_file import whole_file
 
 PROGRESS_FILE = "sarm_progress.parquet"
@@ -107,9 +108,10 @@ def relabel(
             with.
 
     Raises:
-        Conflict: the folder holds scores of another model, of other frames or for other words, or the model
-        changed meanwhile. InvalidInput: a frame could not be scored; every other episode is kept, so that a
-        second try only repeats the failed ones.
+        Conflict: the folder holds scores of another model, of other frames or for other words, the model
+        changed meanwhile, or another process scores the dataset.
+        InvalidInput: a frame could not be scored; every other episode is kept, so that a second try only
+        repeats the failed ones.
     """
     if not len(dataset):
         raise InvalidInput(f"{dataset.root} holds no episode; there is nothing to relabel", field="dataset")
@@ -184,9 +186,12 @@ def curves(path: Path) -> Iterator[npt.NDArray[np.float32]]:
 
 def _claim(parts: Path, wanted: dict[str, object], restart: bool) -> None:
     """Make the folder of parts the scores of this model, of these frames, for these words alone."""
+    hold(parts)
     owner = parts / "asked.json"
-    if parts.exists() and (restart or not owner.exists()):  # without it a kill has left them half deleted
-        shutil.rmtree(parts)
+    if restart or not owner.exists():  # without it a kill has left them half deleted
+        for part in parts.glob("*.parquet*"):
+            part.unlink()
+        owner.unlink(missing_ok=True)
     before = json.loads(owner.read_text()) if owner.exists() else wanted
     for name in sorted(before.keys() | wanted.keys()):
         if before.get(name) != wanted.get(name):

@@ -11,7 +11,7 @@ import fcntl
 import json
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -65,8 +65,8 @@ class RunRecord:
         other = other_settings(self.settings, json.loads(path.read_text())["settings"])
         if other:
             raise Conflict(
-                f"the {self.what} in {self.root} has other settings ({', '.join(other)}); use the same to go "
-                "on with it, or choose another folder with --out"
+                f"the {self.what} in {self.root} was begun with other settings ({'; '.join(other)}); go on "
+                "with those, or choose another folder with --out"
             )
 
     @property
@@ -100,9 +100,21 @@ class RunRecord:
 
 
 def other_settings(now: Mapping[str, Any], kept: Mapping[str, Any]) -> list[str]:
-    """Names of the settings in which a run differs from one whose settings were read from JSON."""
-    plain = json.loads(json.dumps(now))
-    return sorted(name for name in {*plain, *kept} if kept.get(name) != plain.get(name))
+    """In what a run differs from one whose settings were read from JSON: "loop.demos: 12, now 25", say."""
+    before, after = (dict(_leaves(json.loads(json.dumps(one)))) for one in (kept, now))
+    return [
+        f"{name}: {before.get(name, 'none')}, now {after.get(name, 'none')}"
+        for name in sorted({*before, *after})
+        if (name in before, before.get(name)) != (name in after, after.get(name))
+    ]
+
+
+def _leaves(settings: Mapping[str, Any], within: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in settings.items():
+        if isinstance(value, dict) and value:
+            yield from _leaves(value, f"{within}{name}.")
+        else:
+            yield f"{within}{name}", value
 
 
 def hold(root: Path) -> None:
@@ -120,7 +132,7 @@ def hold(root: Path) -> None:
         os.close(lock)
         raise Conflict(
             f"another process works in {root}, and two would write over each other's files; wait for it, or "
-            "choose another folder with --out"
+            "work in another folder"
         ) from None
     _HELD[path] = lock
 

@@ -143,7 +143,7 @@ class SpiralRun:
             *self._first_policies(),
             ("collect 0", partial(self._collect, 0)),
         ]
-        if self.run.own_service and self.run.config.loop.adapt and self.run.reward == "service":
+        if self.run.adapts:
             found.append(("adapt", self._adapt))
         found.append(("relabel 0", partial(self._relabel, 0)))
         for number in range(1, rounds + 1):

@@ -6,6 +6,7 @@ Shapes: T frames, F features, M latents, H actions of a chunk, E executed ones, 
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -55,7 +56,11 @@ Embed: TypeAlias = Callable[[Sequence[npt.NDArray[np.uint8]]], npt.NDArray[np.fl
 """Pictures (H, W, 3) to their embeddings (N, D): `RewardClient.embed`."""
 
 CHECKPOINT = "learner.checkpoint.safetensors"
-ADAPT_TIMEOUT_S = 3600.0
+ADAPT_TIMEOUT_S = 6 * 3600.0
+"""Enough for an encoder that takes a second a frame. What it has embedded by then is kept."""
+
+DEVICE = "SARM2_DEVICE"
+"""Where the run's own service has its model, and the adaptation too."""
 
 PROBE_SIDE = 96
 PROBE_COSINE = 0.99
@@ -122,8 +127,11 @@ def score(run: SpiralFolder, root: Path, scorer: EpisodeScorer, tick: Tick, say:
         except Conflict:  # a kill has left another model's, or the service has taken another model meanwhile
             again(restart=True)
     except InvalidInput as error:
-        hint = f"sarm2 relabel {root} --skip-failed --server HOST:PORT, and then --resume"
-        raise InvalidInput(f"{error.message} (with the run's service: {hint})", field=error.field) from error
+        by = f"--bundle {run.reward_model}" if run.own_service else "--server HOST:PORT"
+        raise InvalidInput(
+            f"{error.message} (in this run: sarm2 relabel {root} --skip-failed {by}, and then --resume)",
+            field=error.field,
+        ) from error
 
 
 class PatientScorer:
@@ -148,6 +156,7 @@ def adapt_reward_model(run: SpiralFolder, console: Console) -> None:
     command += ["--training", str(run.remember), "--bundle", str(run.first_model)]
     command += ["--out", str(run.reward_model), "--seed", str(run.seed)]
     command += ["--labels", run.config.loop.labels, "--steps", str(run.config.loop.adapt_steps)]
+    command += ["--device", os.environ.get(DEVICE, "cpu")]
     errors = None if console.is_terminal else subprocess.PIPE  # its bar is drawn there
     try:
         done = subprocess.run(  # noqa: S603  # ours
@@ -159,7 +168,11 @@ def adapt_reward_model(run: SpiralFolder, console: Console) -> None:
             env=ending_with_me(),
         )
     except subprocess.TimeoutExpired as error:
-        raise WaitTimeout(f"waited {ADAPT_TIMEOUT_S:.0f} s for the adaptation", field="adapt") from error
+        raise WaitTimeout(
+            f"waited {ADAPT_TIMEOUT_S:.0f} s for the adaptation; --resume goes on with it, and {DEVICE}=cuda "
+            "makes it faster where there is a GPU",
+            field="adapt",
+        ) from error
     if done.returncode != 0:
         reason = "its reason stands above" if errors is None else done.stderr.strip()[-500:]
         raise ModelFailed(f"the adaptation ended with {done.returncode}: {reason}")

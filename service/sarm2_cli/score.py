@@ -22,7 +22,7 @@ from sarm2_cli.scoring import (
     reached,
     with_names,
 )
-from sarm2_client.errors import InvalidInput
+from sarm2_client.errors import InvalidInput, NotFound
 from sarm2_rollouts.episode_scorer import stream_episode
 from sarm2_rollouts.lerobot_reader import open_dataset
 
@@ -57,11 +57,17 @@ def score(
             raise InvalidInput(
                 f"--episode {index}: the dataset has episodes 0 to {len(episodes) - 1}", field="episode"
             )
-    names, failed = camera_names(camera or []), 0
+    names, failed, unread = camera_names(camera or []), 0, 0
     out.mkdir(parents=True, exist_ok=True)
     with reached(server, bundle) as client, Progress(console=Console(stderr=True)) as bar:
         for index in bar.track(chosen, description="episodes"):
-            loaded = with_names(episodes.episode(index), names, task)
+            try:
+                recorded = episodes.episode(index)
+            except (InvalidInput, NotFound) as damage:
+                unread += 1
+                bar.console.print(f"[yellow]episode {index}[/yellow]: {damage.message}", highlight=False)
+                continue
+            loaded = with_names(recorded, names, task)
             live = stream_episode(client, loaded, source)
             scores, failed = live.scores, failed + len(live.errors)
             for error in live.errors:
@@ -77,6 +83,8 @@ def score(
                 draw_video(stem.with_suffix(".mp4"), loaded, scores)
             told = {"episode": index, "frames": len(scores), "final_progress": round(scores[-1].progress, 4)}
             bar.console.print(json.dumps(told), highlight=False)
+    if unread:
+        raise InvalidInput(f"{unread} episodes could not be read (they are named above)", field="episode")
     if failed:
         raise InvalidInput(
             f"{failed} frames could not be scored (they are named above, and missing in what was drawn)",

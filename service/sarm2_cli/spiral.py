@@ -142,6 +142,10 @@ def run(
     """
     from sarm2_spiral.metrics import LoopMetrics
 
+    if quick and preset not in ("metaworld", "quick"):
+        raise InvalidInput(
+            f"--quick and --preset {preset} exclude each other: it is a preset", field="preset"
+        )
     preset = "quick" if quick else preset
     given = given_policy(policy, map_, policy_device)
     counts = {"demos": demos, "first": first, "rounds": rounds}
@@ -152,6 +156,7 @@ def run(
     if metrics_port is not None:  # before anything starts, so that a taken port is told at once
         metrics = LoopMetrics(folder.task)
         metrics.serve(metrics_port, metrics_host)
+    check_asked(folder, server, bundle)
     folder.record.check(resume=resume)
     with reaching(folder, server, bundle, workers, ray) as loop:
         loop.metrics = metrics
@@ -190,6 +195,7 @@ def bc(
     folder = planned(
         out, task, policy, counts, reward, updater, preset, seed, adapt=adapt, given=given, own=server is None
     )
+    check_asked(folder, server, bundle)
     folder.record.check(resume=True)
     with reaching(folder, server, bundle, workers, ray) as loop:
         loop.begin(resume=True)
@@ -315,6 +321,12 @@ def given_policy(policy: str, inputs: list[str] | None, device: str) -> GivenPol
     given = GivenPolicy.parse(policy, inputs or (), device)
     if given is None and inputs:
         raise InvalidInput(f"--map: the policy {policy!r} is a built-in one, which needs no map", field="map")
+    if device != "cpu" and (given is None or given.library != "lerobot"):
+        raise InvalidInput(
+            f"--policy-device {device}: it says where a policy of LeRobot runs, and {policy!r} is none; "
+            "leave it out",
+            field="policy_device",
+        )
     return given
 
 
@@ -353,12 +365,24 @@ def planned(
     return SpiralFolder(out, name, kind, seed, config, source, kept, given, own)  # type: ignore[arg-type]
 
 
+def check_asked(folder: SpiralFolder, server: str | None, bundle: Path | None) -> None:
+    """Raise InvalidInput for a service or a reward model that a run would never ask."""
+    for option, value in (("server", server), ("bundle", bundle)):
+        if value is not None and not folder.rendered:
+            raise InvalidInput(
+                f"--{option} {value}: a state policy with --reward {folder.reward} asks no service; leave it "
+                "out",
+                field=option,
+            )
+
+
 @contextmanager
 def gone_on_with(out: Path, workers: int, server: str | None, ray: str | None = None) -> Iterator[SpiralRun]:
-    """The run that was begun at `out`. Raises Conflict where there is none."""
+    """The run that was begun at `out`. Raises Conflict where there is none, or one of another recipe."""
     from sarm2_spiral.folder import SpiralFolder
 
     folder = SpiralFolder.of(out)
+    folder.record.check(resume=True)
     if folder.rendered and folder.own_service != (server is None):
         wrong = (
             "with its own service; leave --server out"
@@ -374,25 +398,30 @@ def gone_on_with(out: Path, workers: int, server: str | None, ray: str | None = 
 def reaching(
     folder: SpiralFolder, server: str | None, bundle: Path | None, workers: int, ray: str | None = None
 ) -> Iterator[SpiralRun]:
-    """A run with the service it asks: a given one, or one of its own with its own copy of the bundle."""
+    """A run with the service it asks: a given one, or one of its own with its own copy of the bundle.
+
+    Raises Conflict where another process works in the folder.
+    """
     import torch
 
+    from sarm2_rollouts.run_record import hold
     from sarm2_spiral.run import SpiralRun
 
     # Robots and service have the other cores, and a network this small waits for a thread that finds its core
     # busy at every step: in one run beside other work, cloning took 431 s with two threads and 26 s with one.
     torch.set_num_threads(1)
     made_by = collector(workers, ray)
-    if not folder.rendered:  # a state policy with a control for its reward asks no service
-        with RewardClient() as client:
-            yield SpiralRun(folder, client, "127.0.0.1", 0, collector=made_by)
-        return
-    if server is None and ray not in (None, "local"):
+    if folder.rendered and server is None and ray not in (None, "local"):
         raise InvalidInput(
             f"--ray {ray}: robots elsewhere cannot reach a service that is started here; name a running one "
             "with --server",
             field="ray",
         )
+    hold(folder.root)  # before its models are touched
+    if not folder.rendered:  # a state policy with a control for its reward asks no service
+        with RewardClient() as client:
+            yield SpiralRun(folder, client, "127.0.0.1", 0, collector=made_by)
+        return
     if server is None:
         keep_models(folder, bundle)
     own = bundle if server else folder.reward_model
@@ -412,7 +441,7 @@ def collector(workers: int, ray: str | None) -> Collector:
 
 def keep_models(folder: SpiralFolder, bundle: Path | None) -> None:
     """The run's own copies of its reward model: the first one, and the one that is served and may change.
-    Those of a run that has not finished a stage yet are made anew.
+    Before any stage is finished, another bundle takes their place.
 
     Raises Conflict for a bundle that is not the one that the run was begun with, and NotFound or InvalidInput
     for a folder that is no whole bundle: before anything of it is copied.
@@ -420,17 +449,16 @@ def keep_models(folder: SpiralFolder, bundle: Path | None) -> None:
     from sarm2_models.checkpoint import default_bundle, read_manifest, verify_files
     from sarm2_rollouts.run_record import finished_stages
 
-    if not finished_stages(folder.root):
-        verify_files(bundle or default_bundle(), read_manifest(bundle or default_bundle()))
-        for place in (folder.first_model, folder.reward_model):
-            shutil.rmtree(place, ignore_errors=True)
-    elif bundle is not None:
-        before, now = (read_manifest(place) for place in (folder.first_model, bundle))
-        if before != now:
+    first = folder.first_model
+    if bundle is not None and first.exists() and read_manifest(first) != read_manifest(bundle):
+        if finished_stages(folder.root):
             raise Conflict(f"the run in {folder.root} was begun with another bundle; leave --bundle out")
+        verify_files(bundle, read_manifest(bundle))
+        for place in (first, folder.reward_model):
+            shutil.rmtree(place, ignore_errors=True)
     for place, source in (
-        (folder.first_model, bundle or default_bundle()),
-        (folder.reward_model, folder.first_model),
+        (first, bundle or default_bundle()),
+        (folder.reward_model, first),
     ):
         if not place.exists():
             verify_files(source, read_manifest(source))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -35,11 +36,20 @@ def recorded(seed: int) -> Episode:
 
 def damage(root: Path, episode: int, frame: int) -> None:
     """Spoil one picture of a dataset that keeps them in its rows."""
+    _replace(root, episode, [frame], b"\xff\xd8 no picture")
+
+
+def lose(root: Path, episode: int) -> None:
+    """Take an episode's pictures of one camera away, in a dataset that keeps them in its rows."""
+    _replace(root, episode, range(LENGTH), None)
+
+
+def _replace(root: Path, episode: int, frames: Sequence[int], content: bytes | None) -> None:
     path, name = root / "data/chunk-000/file-000.parquet", f"observation.images.{fakes.CAMERAS[1]}"
     table = pq.read_table(path, partitioning=None)
     cells = table[name].to_pylist()
     for row, place in enumerate(table.select(["episode_index", "frame_index"]).to_pylist()):
-        if (place["episode_index"], place["frame_index"]) == (episode, frame):
-            cells[row] = {"bytes": b"\xff\xd8 no picture", "path": ""}
+        if place["episode_index"] == episode and place["frame_index"] in frames:
+            cells[row] = {"bytes": content, "path": ""}
     column = table.column_names.index(name)
     pq.write_table(table.set_column(column, name, pa.array(cells, table.schema.field(column).type)), path)

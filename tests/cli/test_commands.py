@@ -25,6 +25,7 @@ from sarm2_cli.record import one_of
 from sarm2_cli.spiral import keep_models, planned
 from sarm2_client.errors import Conflict, InvalidInput, NotFound
 from sarm2_models.checkpoint import default_bundle, read_manifest
+from sarm2_rollouts.run_record import settings_of
 from sarm2_rollouts.tasks import TASKS
 from sarm2_spiral.config import QUICK
 
@@ -163,6 +164,12 @@ def test_doctor_reports_a_package_that_cannot_be_imported_beside_all_else(
         (("bc", "--policy", "sound"), "'sound' is not one of image, state"),
         (("collect",), "holds no run yet"),
         (("compare", "--only", "juggling"), "there is no such run"),
+        (("run", "--quick", "--preset", "published"), "--quick and --preset published exclude each other"),
+        (("bc", "--policy-device", "cuda"), "'image' is none; leave it out"),
+        (
+            ("run", "--policy", "state", "--reward", "true", "--server", "h:1"),
+            "--server h:1: a state policy with --reward true asks no service",
+        ),
     ],
 )
 def test_spiral_says_what_is_wrong_and_leaves_nothing_behind(
@@ -204,6 +211,10 @@ def test_a_run_copies_no_folder_that_is_no_bundle(bundle: Path, tmp_path: Path) 
     assert read_manifest(folder.first_model) == read_manifest(folder.reward_model) == read_manifest(bundle)
     keep_models(folder, default_bundle())  # nothing has been done yet: the first one was a mistake
     assert read_manifest(folder.first_model) == read_manifest(default_bundle())
+    (folder.reward_model / "adapted").touch()
+    for same in (None, default_bundle()):  # it was killed in its first stage; or its models were inherited
+        keep_models(folder, same)
+        assert (folder.reward_model / "adapted").exists()
     keep_models(folder, bundle)
     folder.record.do("demos", lambda: None, Console(quiet=True))
     keep_models(folder, bundle)
@@ -213,6 +224,27 @@ def test_a_run_copies_no_folder_that_is_no_bundle(bundle: Path, tmp_path: Path) 
         keep_models(folder, tmp_path / "no")
     with pytest.raises(Conflict, match="begun with another bundle"):
         keep_models(folder, default_bundle())
+
+
+def test_no_command_goes_on_with_a_run_of_another_recipe(tmp_path: Path) -> None:
+    folder = planned(tmp_path / "out", "hammer", "state", {}, "true", "residual", "quick", 0, adapt=False)
+    record = replace(folder.record, settings={**folder.settings(), "recipe": 1})
+    record.do("demos", lambda: None, Console(quiet=True))
+    for command in (["collect"], ["report"], ["evaluate", "bc"], ["bc"]):
+        error = CliRunner().invoke(app, ["spiral", *command, "--out", str(folder.root)]).exception
+        assert isinstance(error, Conflict)
+        assert "recipe: 1, now" in error.message
+    assert settings_of(folder.root)["recipe"] == 1
+
+
+def test_a_run_that_another_process_works_in_keeps_its_models(bundle: Path, tmp_path: Path) -> None:
+    folder = planned(tmp_path / "out", "hammer", "image", {}, "service", "residual", "quick", 0, adapt=True)
+    keep_models(folder, bundle)
+    folder.record.open(resume=False)
+    answer = run("spiral", "report", "--out", str(folder.root))  # this process holds the folder
+    assert answer.returncode == 2
+    assert "another process works in" in " ".join(answer.stderr.split())
+    assert read_manifest(folder.first_model) == read_manifest(bundle)
 
 
 def test_an_error_of_the_machine_is_one_line_with_its_path(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import fakes
-from cli.small_dataset import LENGTH, damage, recorded
+from cli.small_dataset import LENGTH, damage, lose, recorded
 from running_server import RunningServer
 from sarm2_cli.score import score
 from sarm2_cli.scoring import camera_names, with_names
@@ -103,6 +103,14 @@ def test_a_camera_that_is_asked_for_takes_the_place_of_its_namesake() -> None:
     shown = with_names(episode, camera_names([f"{first}={second}"]), None)
     assert list(shown.images) == [first, third]
     assert shown.images[first] == episode.images[second]
+
+
+def test_an_episode_that_cannot_be_read_costs_no_other(bundle: Path, tmp_path: Path) -> None:
+    write_dataset([recorded(0), recorded(1)], tmp_path / "d", storage="image")
+    lose(tmp_path / "d", episode=0)
+    with pytest.raises(InvalidInput, match="1 episodes could not be read"):
+        call(tmp_path / "d", tmp_path / "out", bundle=bundle, video=False)
+    assert {path.stem for path in (tmp_path / "out").iterdir()} == {"episode_000001"}
 
 
 def test_a_damaged_picture_costs_its_own_frame_alone(bundle: Path, tmp_path: Path) -> None:

@@ -11,19 +11,21 @@ from typing import Any
 import numpy as np
 import pytest
 
-from models.synthetic import FRAMES, write_synthetic
+from models.synthetic import FRAMES, synthetic_episode, write_synthetic
 from sarm2_client.errors import InvalidInput
 from sarm2_models.checkpoint import default_bundle, load_bundle, read_manifest, save_bundle
 from sarm2_models.estimate import Estimate
+from sarm2_models.train import adaptation_parts
 from sarm2_models.train.adapt import PLAN, adapt, adapt_curve, plan_of
-from sarm2_models.train.adaptation_parts import Part, held_out, mixed
+from sarm2_models.train.adaptation_parts import Part, held_out, load_parts, mixed
 from sarm2_models.train.corpus import index_dataset, load_corpus
 from sarm2_models.train.plan import PlannedEpisode
 from sarm2_models.train.windows import Frames
 from sarm2_models.vocabulary import load_vocabulary
-from sarm2_rollouts.episode import EpisodeKind
+from sarm2_rollouts.episode import EpisodeKind, LabelledSegment
+from sarm2_rollouts.lerobot_writer import write_dataset
 from sarm2_rollouts.simulated_marks import as_marked
-from sarm2_rollouts.tasks import TASKS
+from sarm2_rollouts.tasks import STATE_NAMES, TASKS
 from sarm2_spiral.config import METAWORLD
 from sarm2_spiral.folder import LEAST_ADAPTED
 
@@ -120,6 +122,59 @@ def test_fewer_rollouts_and_a_persons_marks_can_be_asked_for(
     assert marked["before"] == few["before"], "what measures is the truth either way"
 
 
+def test_of_marked_rollouts_nothing_learns_which_primitives_they_are_of(
+    folders: tuple[Path, Path], tmp_path: Path
+) -> None:
+    plan = replace(SHORT, stage_steps=1, value_steps=2)
+    unnamed = tmp_path / "unnamed"
+    named = [synthetic_episode(PlannedEpisode("hammer", "perturbed", seed)) for seed in range(8)]
+    other = (LabelledSegment("push", 0, FRAMES),)
+    write_dataset(
+        [replace(one, segments=other) for one in named], unnamed, storage="image", state_names=STATE_NAMES
+    )
+    models = []
+    for place, rollouts in enumerate((folders[0], unnamed)):
+        adapt(default_bundle(), rollouts, folders[1], tmp_path / str(place), labels="marks", plan=plan)
+        models.append(load_bundle(tmp_path / str(place)))
+    first = load_bundle(default_bundle())
+    assert models[0].weights_sha256 == models[1].weights_sha256
+    for model in models:
+        assert model.calibration == replace(first.calibration, interval=models[0].calibration.interval)
+
+
+def test_an_embedding_that_was_killed_goes_on_with_the_frames_that_are_missing(
+    folders: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(adaptation_parts, "SHARD_FRAMES", 100)
+    model, told = load_bundle(default_bundle()), list[tuple[int, int]]()
+
+    def tick(done: int, total: int, what: str) -> None:
+        told.append((done, total))
+        if len(told) == 3:  # in the second file
+            raise KeyboardInterrupt
+
+    given = (model, *folders, tmp_path, (), "count", "cpu")
+    with pytest.raises(KeyboardInterrupt):
+        load_parts(*given, tick)
+    assert len(list(tmp_path.rglob("embeddings*.npy"))) == 1
+    parts = load_parts(*given, tick)
+    frames = 8 * FRAMES
+    assert told[:5] == [(done, frames) for done in (64, 100, frames, 100, frames)]
+    assert [len(part.frames.embeddings_TCD) for part in parts] == [frames] * 2
+
+
+def test_pictures_of_other_cameras_are_refused_before_any_is_read(
+    folders: tuple[Path, Path], tmp_path: Path
+) -> None:
+    model = load_bundle(default_bundle())
+    cameras = (*model.config.cameras[1:], model.config.cameras[0])
+    model.config = replace(model.config, cameras=cameras)
+    save_bundle(tmp_path / "rm1", model)
+    with pytest.raises(InvalidInput, match=f"the model sees {', '.join(cameras)}, in this order") as refused:
+        adapt(tmp_path / "rm1", *folders, tmp_path / "rm2")
+    assert refused.value.field == "rollouts"
+
+
 def test_the_curve_starts_from_rm1_and_has_a_picture(folders: tuple[Path, Path], tmp_path: Path) -> None:
     content = adapt_curve(default_bundle(), *folders, tmp_path / "curve", (6, 2), plan=SHORT)
     assert list(content["curve"]) == ["0", "2", "6"]
@@ -134,9 +189,11 @@ def test_the_curve_starts_from_rm1_and_has_a_picture(folders: tuple[Path, Path],
                 measured["rollout_mse"]["low"],
                 measured["rollout_mse"]["high"],
             )
+    with pytest.raises(InvalidInput, match="curve: 0 rollouts to learn from; ask for 1 at least"):
+        adapt_curve(default_bundle(), *folders, tmp_path / "none", (0, 2), plan=SHORT)
     with pytest.raises(InvalidInput, match="curve: 7 rollouts to learn from, and 6 are there"):
         adapt_curve(default_bundle(), *folders, tmp_path / "more", (2, 7), plan=SHORT)
-    assert not list(tmp_path.rglob("embeddings.npy")), "told before the work begins"
+    assert not list(tmp_path.rglob("embeddings*.npy")), "told before the work begins"
 
 
 def test_too_few_episodes_are_refused(folders: tuple[Path, Path], tmp_path: Path) -> None:
@@ -153,7 +210,7 @@ def test_more_rollouts_than_there_are_cannot_be_learned_from(
     with pytest.raises(InvalidInput, match="7 rollouts to learn from, and 6 are there") as refused:
         adapt(default_bundle(), *folders, tmp_path / "rm2", rollout_count=7)
     assert refused.value.field == "count"
-    assert not list(tmp_path.rglob("embeddings.npy")), "told before the work begins"
+    assert not list(tmp_path.rglob("embeddings*.npy")), "told before the work begins"
 
 
 def test_what_another_adaptation_left_is_not_gone_on_with(folders: tuple[Path, Path], tmp_path: Path) -> None:
@@ -201,10 +258,13 @@ def test_parts_are_cut_and_joined_by_episodes(folders: tuple[Path, Path], tmp_pa
     both = Part.joined([odd, whole.only(~odd_N)])
     assert both.corpus.seed_N.tolist() == [*corpus.seed_N[odd_N], *corpus.seed_N[~odd_N]]
     assert both.frames.last_T[-1] == len(corpus) - 1
-    marked = odd.as_marked()
+    said_T = np.arange(len(odd.frames))
+    marked = odd.as_marked(said_T)
     np.testing.assert_allclose(
         marked.frames.progress_T[second], as_marked(odd.corpus.progress_T[second], corpus.fps)
     )
+    for labels in (marked.frames, marked.corpus):
+        np.testing.assert_array_equal(labels.primitive_T, said_T)
 
 
 def test_rollouts_and_training_weigh_half_each_however_many_they_are(tmp_path: Path) -> None:

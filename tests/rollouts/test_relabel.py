@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -258,6 +260,23 @@ def test_parts_that_were_half_deleted_are_nobodys(dataset: Dataset) -> None:
     scorer = Scorer("m@2#bb")
     relabel(dataset, scorer, chunk=4)
     assert scorer.scored == [0, 1, 2]
+
+
+def test_a_dataset_is_scored_by_one_process_at_a_time(dataset: Dataset) -> None:
+    program = (
+        "import pathlib, sys; from sarm2_rollouts.run_record import hold; hold(pathlib.Path(sys.argv[1]))"
+    )
+    program += "; print('held', flush=True); sys.stdin.read()"
+    command = [sys.executable, "-c", program, str(dataset.root / PARTS)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "held\n"
+        with pytest.raises(Conflict, match="another process works in"):
+            relabel(dataset, Scorer(), chunk=4)
+        other.communicate("", timeout=30)
+    relabel(dataset, Scorer(), chunk=4)
+    relabel(dataset, Scorer(), chunk=4)
+    assert not (dataset.root / PARTS).exists()
 
 
 def test_an_episode_whose_files_cannot_be_read_is_told_or_weighs_nothing(tmp_path: Path) -> None:

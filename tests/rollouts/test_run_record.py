@@ -10,7 +10,13 @@ import pytest
 from rich.console import Console
 
 from sarm2_client.errors import Conflict
-from sarm2_rollouts.run_record import RunRecord, finished_stages, settings_of, tries_of_stages
+from sarm2_rollouts.run_record import (
+    RunRecord,
+    finished_stages,
+    other_settings,
+    settings_of,
+    tries_of_stages,
+)
 
 QUIET = Console(quiet=True)
 
@@ -45,8 +51,15 @@ def test_a_folder_belongs_to_one_set_of_settings(tmp_path: Path) -> None:
         record.open(resume=False)
     other = RunRecord(tmp_path, {"seed": 2, "tasks": ("a", "b")}, "training run")
     assert not other.whole
-    with pytest.raises(Conflict, match=r"other settings \(seed\)"):
+    with pytest.raises(Conflict, match=r"other settings \(seed: 1, now 2\)"):
         other.open(resume=True)
+
+
+def test_the_settings_that_differ_are_told_with_both_values_however_deep_they_lie() -> None:
+    kept = {"recipe": 2, "loop": {"demos": 12, "rounds": 3}, "given": None}
+    now = {"recipe": 3, "loop": {"demos": 25, "rounds": 3}, "map": ("a",), "given": None}
+    assert other_settings(now, kept) == ["loop.demos: 12, now 25", "map: none, now ['a']", "recipe: 2, now 3"]
+    assert other_settings(kept, kept) == []
 
 
 def test_a_folder_without_a_run_says_so(tmp_path: Path) -> None:

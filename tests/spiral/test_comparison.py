@@ -92,7 +92,7 @@ def test_controls_begin_alike_are_reported_and_never_done_twice(tmp_path: Path) 
         assert (again / name).read_text() == (report / name).read_text(), "the outcomes tell the same"
     assert not any((elsewhere / cell.name).exists() for cell in chosen), "it was flown again"
     longer = replace(config, loop=replace(config.loop, rounds=2))
-    with pytest.raises(Conflict, match=r"other settings \(config\)"):
+    with pytest.raises(Conflict, match=r"other settings \(config\.\S+: \S+, now "):
         replace(comparison, root=elsewhere, config=longer).start()
 
 
@@ -152,7 +152,7 @@ def test_a_run_with_other_settings_is_not_taken_for_one_of_the_comparison(tmp_pa
     RunRecord(other.root, other.settings()).open(resume=False)
     RunRecord(other.root, other.settings()).do("report", lambda: None, Console(quiet=True))
     comparison = Comparison(tmp_path, METAWORLD, (3,), reach, chosen, Console(quiet=True))
-    with pytest.raises(Conflict, match=r"other settings \(config\)"):
+    with pytest.raises(Conflict, match=r"other settings \(config\.\S+: \S+, now "):
         comparison.start()
 
 

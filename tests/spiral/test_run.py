@@ -187,7 +187,7 @@ def test_a_stage_out_of_turn_says_what_comes_first(tmp_path: Path) -> None:
 
 
 def test_other_settings_are_refused(finished: SpiralRun) -> None:
-    with pytest.raises(Conflict, match=r"other settings \(reward\)"):
+    with pytest.raises(Conflict, match=r"other settings \(reward: true, now linear\)"):
         a_run(finished.run.root, reward="linear").start(resume=True)
     with pytest.raises(Conflict, match="--resume"):
         a_run(finished.run.root).start(resume=False)

@@ -149,7 +149,7 @@ def check_outcome(run: SpiralFolder, path: Path) -> None:
         return
     if other := other_settings(run.settings(), json.loads(path.read_text())["settings"]):
         raise Conflict(
-            f"{path} tells of a run with other settings ({', '.join(other)}); move it away to fly this one, "
+            f"{path} tells of a run with other settings ({'; '.join(other)}); move it away to fly this one, "
             "or choose another folder with --out"
         )
 

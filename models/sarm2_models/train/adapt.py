@@ -99,8 +99,9 @@ def adapt(
         rollout_count: learn from the first so many rollouts alone, for curves; by default from all that are
             not held out.
         labels: how rollouts are labelled for RM2: by their own true progress, or as a person would mark them
-            (`simulated_marks`), which is coarser and names no primitives: the stage estimator then stays as
-            it is. What measures is the truth either way.
+            (`simulated_marks`), which is coarser and names no primitives: the stage estimator, its
+            temperature and its rule then stay as they are, and its own primitives go with the marks. What
+            measures is the truth either way.
         plan: of both heads.
         device: where pictures are embedded and the heads learn; one that was killed may go on with another.
 
@@ -269,8 +270,12 @@ def _work(out: Path, model: RewardModel, roots: Sequence[Path], options: Options
 def _learn(model: RewardModel, parts: Sequence[Part], work: Path, options: Options, tick: Tick) -> Adapted:
     """RM2: learned on, calibrated, and measured beside RM1."""
     learned, calibrated, measured = split(parts, options.rollout_count)
-    if options.labels == "marks":
-        learned[0], calibrated[0] = learned[0].as_marked(), calibrated[0].as_marked()
+    marked = options.labels == "marks"
+    if marked:
+        learned[0], calibrated[0] = (
+            part.as_marked(predict_logits(model.stage, part.frames).argmax(-1))
+            for part in (learned[0], calibrated[0])
+        )
     texts, plan, seed = (
         Texts(model.primitive_texts_PD, _embedded(model, parts[0].corpus.instructions)),
         options.plan,
@@ -279,7 +284,7 @@ def _learn(model: RewardModel, parts: Sequence[Part], work: Path, options: Optio
     before = Heads(model.config, model.stage, model.value)
     frames, hints_TH = mixed(learned)
     stage = model.stage  # whoever marks progress names no primitives
-    if options.labels == "exact":
+    if not marked:
         stage = train_stage(
             model.config, frames, plan, work, seed=seed, hints_TH=hints_TH, initial=model.stage, tick=tick
         )
@@ -289,7 +294,8 @@ def _learn(model: RewardModel, parts: Sequence[Part], work: Path, options: Optio
     )
     after = Heads(model.config, stage, value)
     held = Part.joined(calibrated)
-    fitted = calibrate(after, held.frames, held.corpus, texts, model.vocabulary)
+    kept = model.calibration if marked else None
+    fitted = calibrate(after, held.frames, held.corpus, texts, model.vocabulary, kept)
     return Adapted(
         model_name(model.model_id, model.version, model.weights_sha256),
         options.labels,

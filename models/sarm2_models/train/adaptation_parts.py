@@ -11,13 +11,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from sarm2_client.errors import InvalidInput
 from sarm2_models.reward_model import RewardModel
 from sarm2_models.train.corpus import Corpus, index_dataset, load_corpus
-from sarm2_models.train.embed import embed_shard, load_embeddings
+from sarm2_models.train.embed import FRAMES_AT_ONCE, embed_shard, load_embeddings
 from sarm2_models.train.loop import Tick
 from sarm2_models.train.windows import Frames, hints_of
 from sarm2_models.window import BoolArray, Float32Array, IntArray
@@ -25,6 +26,8 @@ from sarm2_rollouts.lerobot_reader import open_dataset
 from sarm2_rollouts.simulated_marks import as_marked
 
 HELD_OUT = 4
+SHARD_FRAMES = 16 * FRAMES_AT_ONCE
+"""Frames whose embeddings lie in one file."""
 PARTS = ("rollouts", "training")
 """The two datasets, in the order in which they are read."""
 
@@ -40,15 +43,20 @@ class Part:
         """Some of the episodes."""
         return Part(self.corpus.only(chosen_N), self.frames.only(chosen_N, self.corpus.length_N))
 
-    def as_marked(self) -> Part:
-        """The same with the progress that a person's marks would give every episode."""
+    def as_marked(self, said_T: IntArray) -> Part:
+        """The same with what a person's marks say: progress alone.
+
+        Args:
+            said_T: primitives of all frames, which nobody names: the stage estimator's take their place.
+        """
         corpus = self.corpus
         curves = [
             as_marked(corpus.progress_T[corpus.frames(number)], corpus.fps)
             for number in range(corpus.episodes)
         ]
         progress_T = np.concatenate(curves) if curves else corpus.progress_T
-        return Part(replace(corpus, progress_T=progress_T), replace(self.frames, progress_T=progress_T))
+        labels: dict[str, Any] = {"progress_T": progress_T, "primitive_T": said_T}
+        return Part(replace(corpus, **labels), replace(self.frames, **labels))
 
     @staticmethod
     def joined(parts: Sequence[Part]) -> Part:
@@ -74,12 +82,24 @@ def load_parts(
     in `counts` than there are to learn from.
     """
     roots = dict(zip(PARTS, (rollouts, training), strict=True))
+    for name, root in roots.items():
+        _check_cameras(name, root, model.config.cameras)
     tasks = _tasks(list(roots.values()))
     corpora = _worded({name: _indexed(model, root, work / name, tasks) for name, root in roots.items()})
     for name, corpus in corpora.items():
         _check_episodes(name, corpus)
     _check_counts(counts, corpora[PARTS[0]], field)
     return [_embedded(model, corpus, work / name, device, tick) for name, corpus in corpora.items()]
+
+
+def _check_cameras(name: str, root: Path, cameras: Sequence[str]) -> None:
+    found = open_dataset(root).cameras
+    if tuple(found) != tuple(cameras):
+        raise InvalidInput(
+            f"{name}: the model sees {', '.join(cameras)}, in this order, and {root} has "
+            f"{', '.join(found) or 'no pictures'}; record with those cameras",
+            field=name,
+        )
 
 
 def _tasks(roots: Sequence[Path]) -> list[str]:
@@ -104,17 +124,22 @@ def _worded(corpora: dict[str, Corpus]) -> dict[str, Corpus]:
 
 
 def _embedded(model: RewardModel, corpus: Corpus, folder: Path, device: str, tick: Tick) -> Part:
-    """The same with them; kept as well."""
-    path, done = folder / "embeddings.npy", 0
+    """The same with them; kept as well, some frames at a time, so that a kill costs those alone."""
+    paths, done = [], 0
 
     def told(frames: int) -> None:
         nonlocal done
         done += frames
         tick(done, len(corpus), f"embedding {folder.name}")
 
-    embed_shard(corpus, model.encoder, path, (0, len(corpus)), tick=told)
+    for start in range(0, len(corpus), SHARD_FRAMES):
+        stop = min(start + SHARD_FRAMES, len(corpus))
+        paths.append(folder / f"embeddings_{start:08d}.npy")
+        if paths[-1].exists():
+            told(stop - start)
+        embed_shard(corpus, model.encoder, paths[-1], (start, stop), tick=told)
     state_TS = model.statistics.standardise(corpus.state_TS)
-    return Part(corpus, Frames.of(corpus, load_embeddings([path]), state_TS, model.config.window, device))
+    return Part(corpus, Frames.of(corpus, load_embeddings(paths), state_TS, model.config.window, device))
 
 
 def split(parts: Sequence[Part], rollout_count: int | None) -> tuple[list[Part], list[Part], list[Part]]:
@@ -142,6 +167,12 @@ def _check_episodes(name: str, corpus: Corpus) -> None:
 
 def _check_counts(counts: Sequence[int], rollouts: Corpus, field: str) -> None:
     most = int((~held_out(rollouts.kind_N)[0]).sum())
+    if min(counts, default=1) < 1:
+        raise InvalidInput(
+            f"{field}: {min(counts)} rollouts to learn from; ask for 1 at least (the model before any "
+            "of them is told as well)",
+            field=field,
+        )
     if max(counts, default=0) > most:
         raise InvalidInput(
             f"{field}: {max(counts)} rollouts to learn from, and {most} are there besides those held out; "

@@ -65,17 +65,30 @@ def predict(
 
 
 def calibrate(
-    heads: Heads, frames: Frames, corpus: Corpus, texts: Texts, vocabulary: Vocabulary
+    heads: Heads,
+    frames: Frames,
+    corpus: Corpus,
+    texts: Texts,
+    vocabulary: Vocabulary,
+    kept: Calibration | None = None,
 ) -> Calibration:
-    """Temperature first, then the `uncertain` rule on its confidences, then the interval on both."""
+    """Temperature first, then the `uncertain` rule on its confidences, then the interval on both.
+
+    Args:
+        kept: whose temperature and rule are kept, where the stage estimator is; by default they are fitted.
+    """
     logits_TP = heads.logits(frames)
-    temperature = fit_temperature(logits_TP, corpus.primitive_T)
+    temperature = fit_temperature(logits_TP, corpus.primitive_T) if kept is None else kept.temperature
     probs_TP = softmax(logits_TP / temperature)
     primitive_T, confidence_T = probs_TP.argmax(-1), probs_TP.max(-1)
     named_T = primitive_T != vocabulary.null_index  # null is marked uncertain however sure it is
     named_T |= not named_T.any()  # a model of a few steps may name nothing at all
     right_T = primitive_T == corpus.primitive_T
-    rule = fit_uncertain_threshold(confidence_T[named_T], right_T[named_T], STATED_ERROR)
+    rule = (
+        fit_uncertain_threshold(confidence_T[named_T], right_T[named_T], STATED_ERROR)
+        if kept is None
+        else kept.rule
+    )
     uncertain_T = _uncertain(confidence_T, primitive_T, rule, vocabulary)
     route_T = np.where(uncertain_T, vocabulary.null_index, primitive_T)
     progress_T = heads.progress(frames, texts, route_T, vocabulary)
