@@ -103,10 +103,14 @@ def other_settings(now: Mapping[str, Any], kept: Mapping[str, Any]) -> list[str]
     """In what a run differs from one whose settings were read from JSON: "loop.demos: 12, now 25", say."""
     before, after = (dict(_leaves(json.loads(json.dumps(one)))) for one in (kept, now))
     return [
-        f"{name}: {before.get(name, 'none')}, now {after.get(name, 'none')}"
+        f"{name}: {_told(before.get(name))}, now {_told(after.get(name))}"
         for name in sorted({*before, *after})
         if (name in before, before.get(name)) != (name in after, after.get(name))
     ]
+
+
+def _told(value: object) -> str:
+    return "none" if value is None else str(value)
 
 
 def _leaves(settings: Mapping[str, Any], within: str = "") -> Iterator[tuple[str, Any]]:

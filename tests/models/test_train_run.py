@@ -216,7 +216,7 @@ def test_a_bundle_on_a_given_hub_name_refers_to_it(
 def test_a_run_is_not_gone_on_with_on_another_encoder(on_given: RunFolder, tmp_path: Path) -> None:
     other = GivenEncoder.of(str(save_siglip(tmp_path / "other", seed=1, dim=WIDTH)))
     for encoder in (other, None):
-        with pytest.raises(Conflict, match=r"other settings \(encoder\)"):
+        with pytest.raises(Conflict, match=r"other settings \(encoder: \S+, now "):
             training_run(on_given.root, given=encoder).start(resume=True)
 
 

@@ -71,7 +71,7 @@ def test_a_run_of_an_older_recipe_is_not_gone_on_with(tmp_path: Path) -> None:
     run = replace(folder(0), root=tmp_path / "run")
     older = {**run.settings(), "recipe": RECIPE - 1}
     RunRecord(run.root, older).open(resume=False)
-    with pytest.raises(Conflict, match=r"other settings \(recipe\)"):
+    with pytest.raises(Conflict, match=r"other settings \(recipe: \d+, now \d+\)"):
         RunRecord(run.root, run.settings()).open(resume=True)
     assert not RunRecord(run.root, run.settings()).whole
     assert SpiralFolder.of(run.root) == run

@@ -96,7 +96,7 @@ def test_a_run_remembers_its_policy(tmp_path: Path) -> None:
     RunRecord(folder.root, folder.settings()).open(resume=False)
     assert SpiralFolder.of(tmp_path) == folder
     other = folder_of(tmp_path, "openpi:127.0.0.1:8001", ["cam=corner", "text=instruction"])
-    with pytest.raises(Conflict, match=r"other settings \(given\)"):
+    with pytest.raises(Conflict, match=r"other settings \(given.place: 127.0.0.1:8000, now 127.0.0.1:8001\)"):
         RunRecord(other.root, other.settings()).open(resume=True)
     assert "given" not in folder_of(tmp_path, "image").settings(), "runs of before go on"
 
