@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import difflib
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from types import MappingProxyType
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, get_args, get_origin, get_type_hints
+
+import msgspec
 
 from sarm2_client.errors import InvalidInput, NotFound
 from sarm2_rollouts.perturbations import UNEVEN
@@ -45,6 +48,12 @@ class PolicyConfig:
     batch: int = 256
     learning_rate: float = 1e-3
     noise: float = 0.05
+
+    def __post_init__(self) -> None:
+        for name in ("horizon", "width", "layers", "flow_steps", "steps", "batch"):
+            _check(self, name, 1)
+        _check(self, "noise", 0)
+        _check_above_0(self, "learning_rate")
 
 
 @dataclass(frozen=True)
@@ -91,12 +100,15 @@ class UpdateConfig:
     critic_only: int = 1000
 
     def __post_init__(self) -> None:
-        for name in ("executed", "returns", "critics", "latents", "updates", "batch"):
-            if getattr(self, name) < 1:
-                raise InvalidInput(f"{name}: expected at least 1, got {getattr(self, name)}", field=name)
+        for name in ("executed", "returns", "critics", "width", "layers", "latents", "updates", "batch"):
+            _check(self, name, 1)
         for name in ("gamma", "alpha", "demo_share", "tau"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise InvalidInput(f"{name}: expected 0 to 1, got {getattr(self, name)}", field=name)
+            _check(self, name, 0, 1)
+        for name in ("beta", "smoothing", "smoothing_clip"):
+            _check(self, name, 0)
+        for name in ("scale", "learning_rate"):
+            _check_above_0(self, name)
+        _check(self, "critic_only", 0, self.updates - 1)  # with none left no actor would learn
 
 
 @dataclass(frozen=True)
@@ -121,8 +133,9 @@ class LoopConfig:
         evaluation: episodes by which a policy is judged in the end. between: the same after each round.
         longest: frames after which a rollout ends.
         smooth: standard deviation, in frames, of the Gaussian that the progress curve is smoothed with.
-        kappa: gain of progress over `gain_frames` that earns full weight in the offline update, as does
-            staying done; so much below done there is nothing to keep.
+        gain_frames: frames over which a frame's gain of progress is taken.
+        kappa: gain that earns full weight in the offline update, as does staying done; so much below done
+            there is nothing to keep.
     """
 
     demos: int = 25
@@ -152,24 +165,21 @@ class LoopConfig:
                 "on the scenes that were flown without noise",
                 field="exploration",
             )
+        if not all(0 <= noise < math.inf for noise in self.exploration):
+            raise InvalidInput(
+                f"exploration: expected finite noises of 0 and more, got {self.exploration}",
+                field="exploration",
+            )
+        _check(self, "rounds", 0, MOST_ROUNDS)
+        _check(self, "first", 1, ROUND_SEEDS)
         # Noises take turns: with fewer rollouts than noises there may be none without.
-        least = {"rounds": 0, "rollouts": len(self.exploration)}
-        most = {"rounds": MOST_ROUNDS, "first": ROUND_SEEDS, "rollouts": ROUND_SEEDS}
-        for name in (
-            "demos",
-            "first",
-            "adapt_steps",
-            "rounds",
-            "rollouts",
-            "trial",
-            "evaluation",
-            "between",
-            "longest",
-        ):
-            value, low, high = getattr(self, name), least.get(name, 1), most.get(name, math.inf)
-            if not low <= value <= high:
-                expected = f"{low} to {high}" if name in most else f"at least {low}"
-                raise InvalidInput(f"{name}: expected {expected}, got {value}", field=name)
+        _check(self, "rollouts", len(self.exploration), ROUND_SEEDS)
+        for name in ("demos", "adapt_steps", "trial", "evaluation", "between", "longest", "gain_frames"):
+            _check(self, name, 1)
+        for name in ("demo_noise", "remember", "margin", "smooth"):
+            _check(self, name, 0)
+        _check(self, "demo_bad_rate", 0, 1)
+        _check_above_0(self, "kappa")
 
 
 @dataclass(frozen=True)
@@ -188,6 +198,58 @@ class SpiralConfig:
             return cls(PolicyConfig(**data["policy"]), UpdateConfig(**data["update"]), LoopConfig(**loop))
         except (TypeError, KeyError) as error:
             raise InvalidInput(f"the run was begun by another version of SPIRAL: {error}") from error
+
+
+def with_settings(config: SpiralConfig, settings: Sequence[str]) -> SpiralConfig:
+    """A config with some of its values changed.
+
+    Args:
+        settings: of these, each as SECTION.NAME=VALUE with the value as JSON: `update.beta=1`,
+            `loop.exploration=[0, 0.1]`, `loop.labels=exact`.
+
+    Raises InvalidInput for what is no setting, and for values that the setting cannot have.
+    """
+    told: dict[str, dict[str, Any]] = {section.name: {} for section in fields(SpiralConfig)}
+    for setting in settings:
+        path, _, value = setting.partition("=")
+        section, _, name = path.partition(".")
+        kinds = get_type_hints(type(getattr(config, section))) if section in told else {}
+        if name not in kinds:
+            known = [f"{one}.{field.name}" for one in told for field in fields(getattr(config, one))]
+            near = difflib.get_close_matches(path, known, n=1)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            raise InvalidInput(
+                f"{setting}: there is no setting {path!r}, expected SECTION.NAME=VALUE with a section of "
+                f"{', '.join(told)}{hint}",
+                field="set",
+            )
+        told[section][name] = _parsed(setting, value, kinds[name])
+    return replace(config, **{one: replace(getattr(config, one), **values) for one, values in told.items()})
+
+
+def _parsed(setting: str, value: str, kind: Any) -> Any:
+    try:
+        found = msgspec.json.decode(value)
+    except msgspec.DecodeError:
+        found = value  # a word without quotes
+    try:
+        return msgspec.convert(found, kind)
+    except msgspec.ValidationError as error:
+        expected = f"expected {', '.join(get_args(kind))}" if get_origin(kind) is Literal else str(error)
+        raise InvalidInput(f"{setting}: {expected}", field="set") from error
+
+
+def _check(config: object, name: str, low: float, high: float = math.inf) -> None:
+    value = getattr(config, name)
+    if not (low <= value <= high and math.isfinite(value)):
+        expected = f"at least {low}" if high == math.inf else f"{low} to {high}"
+        raise InvalidInput(f"{name}: expected {expected}, got {value}", field=name)
+
+
+def _check_above_0(config: object, name: str) -> None:
+    value = getattr(config, name)
+    if not 0 < value < math.inf:
+        raise InvalidInput(f"{name}: expected a finite number above 0, got {value}", field=name)
 
 
 METAWORLD = SpiralConfig(PolicyConfig(), UpdateConfig(), LoopConfig())

@@ -78,7 +78,8 @@ class SpiralFolder:
         given: the base policy that other people trained, in the place of cloned ones.
 
     Raises InvalidInput for a given policy with an updater that clones, or with a kind other than `image`, for
-    a seed that has no scenes, and for fewer first rollouts than the reward model can be adapted to.
+    a seed that has no scenes, for more executed actions than a chunk of a built-in policy has, and for fewer
+    first rollouts than the reward model can be adapted to.
     """
 
     root: Path
@@ -99,6 +100,13 @@ class SpiralFolder:
                 f"{self.given} stays as it is, and needs pictures: it goes with the updater residual and the "
                 f"kind image, not with {self.updater} and {self.kind}",
                 field="updater",
+            )
+        executed, horizon = self.config.update.executed, self.config.policy.horizon
+        if self.given is None and executed > horizon:
+            raise InvalidInput(
+                f"executed: expected at most the {horizon} actions of a chunk (policy.horizon), got "
+                f"{executed}",
+                field="executed",
             )
         loop = self.config.loop
         if self.adapts and not (loop.first >= LEAST_ADAPTED and loop.remember >= LEAST_ADAPTED // 2):

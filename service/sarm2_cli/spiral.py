@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
+import json
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import asdict, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
@@ -19,6 +21,7 @@ from sarm2_client.errors import Conflict, InvalidInput
 
 if TYPE_CHECKING:
     from sarm2_rollouts.collection import Collector
+    from sarm2_spiral.config import SpiralConfig
     from sarm2_spiral.folder import SpiralFolder
     from sarm2_spiral.given_policy import GivenPolicy
     from sarm2_spiral.run import SpiralRun
@@ -76,6 +79,15 @@ Updater: TypeAlias = Annotated[
     str, typer.Option(help="`residual` (critics and a correction), or `rabc` (reward-weighted cloning).")
 ]
 Preset: TypeAlias = Annotated[str, typer.Option(help="`metaworld`, `published` or `quick`.")]
+Set: TypeAlias = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="SECTION.NAME=VALUE",
+        help="Change any other setting of the preset, such as `update.beta=1`; again for more. "
+        "`sarm2 spiral settings` lists them.",
+    ),
+]
 Seed: TypeAlias = Annotated[int, typer.Option(min=0, help="Of scenes, networks and batches.")]
 Out: TypeAlias = Annotated[Path, typer.Option("--out", "-o", help="Folder of the run.")]
 Workers: TypeAlias = Annotated[int, typer.Option(min=1, help="Robots at a time; one a core is best.")]
@@ -111,6 +123,7 @@ def run(
     reward: Reward = "service",
     updater: Updater = "residual",
     preset: Preset = "metaworld",
+    set_: Set = None,
     seed: Seed = 0,
     out: Out = RUNS,
     workers: Workers = 2,
@@ -149,9 +162,8 @@ def run(
     preset = "quick" if quick else preset
     given = given_policy(policy, map_, policy_device)
     counts = {"demos": demos, "first": first, "rounds": rounds}
-    folder = planned(
-        out, task, policy, counts, reward, updater, preset, seed, adapt=adapt, given=given, own=server is None
-    )
+    config = configured(preset, counts, set_, adapt=adapt)
+    folder = planned(out, task, policy, config, reward, updater, seed, given=given, own=server is None)
     metrics = None
     if metrics_port is not None:  # before anything starts, so that a taken port is told at once
         metrics = LoopMetrics(folder.task)
@@ -173,6 +185,7 @@ def bc(
     reward: Reward = "service",
     updater: Updater = "residual",
     preset: Preset = "metaworld",
+    set_: Set = None,
     seed: Seed = 0,
     out: Out = RUNS,
     workers: Workers = 2,
@@ -192,9 +205,8 @@ def bc(
     """
     given = given_policy(policy, map_, policy_device)
     counts = {"demos": demos, "first": first, "rounds": rounds}
-    folder = planned(
-        out, task, policy, counts, reward, updater, preset, seed, adapt=adapt, given=given, own=server is None
-    )
+    config = configured(preset, counts, set_, adapt=adapt)
+    folder = planned(out, task, policy, config, reward, updater, seed, given=given, own=server is None)
     check_asked(folder, server, bundle)
     folder.record.check(resume=True)
     with reaching(folder, server, bundle, workers, ray) as loop:
@@ -308,6 +320,28 @@ def compare(
     typer.echo(f"numbers and tables in {report}")
 
 
+@spiral.command()
+def settings() -> None:
+    """Every setting with what it means, and its value in each preset; `--set` of `run` and `bc` changes it.
+
+    Example: `sarm2 spiral run --task hammer --set update.beta=1 --set loop.exploration="[0, 0.1]"`
+    """
+    from rich.table import Table
+
+    from sarm2_spiral.config import PRESETS, SpiralConfig
+
+    console = Console()
+    for section in fields(SpiralConfig):
+        by_preset = {name: asdict(getattr(config, section.name)) for name, config in PRESETS.items()}
+        table = Table(section.name, *by_preset, title_justify="left")
+        for name in next(iter(by_preset.values())):
+            values = [json.dumps(one[name]) for one in by_preset.values()]
+            table.add_row(f"{section.name}.{name}", *values)
+        meaning = inspect.getdoc(type(getattr(PRESETS["metaworld"], section.name))) or ""
+        console.print(table)
+        console.print(meaning, end="\n\n", highlight=False, markup=False, soft_wrap=True)
+
+
 def one_step(out: Path, workers: int, server: str | None, *kinds: str, ray: str | None = None) -> None:
     """Do the next stage of each kind in the run at `out`."""
     with gone_on_with(out, workers, server, ray) as loop:
@@ -330,34 +364,44 @@ def given_policy(policy: str, inputs: list[str] | None, device: str) -> GivenPol
     return given
 
 
+def configured(
+    preset: str, counts: Mapping[str, int | None], settings: Sequence[str] | None, *, adapt: bool
+) -> SpiralConfig:
+    """A preset and what the options change of it. Raises NotFound or InvalidInput for values that are none.
+
+    Args:
+        counts: of `LoopConfig`, by name; where one is None, the preset's stays.
+        settings: as `with_settings` takes them, but for those that have an option of their own.
+    """
+    from sarm2_spiral.config import spiral_config, with_settings
+
+    for setting in settings or ():
+        section, _, name = setting.partition("=")[0].partition(".")
+        if section == "loop" and name in (*counts, "adapt"):
+            raise InvalidInput(f"--set {setting}: this one has an option of its own, --{name}", field="set")
+    config = with_settings(spiral_config(preset), settings or ())
+    told: dict[str, Any] = {name: count for name, count in counts.items() if count is not None}
+    return replace(config, loop=replace(config.loop, adapt=adapt, **told))
+
+
 def planned(
     out: Path,
     task: str,
     policy: str,
-    counts: Mapping[str, int | None],
+    config: SpiralConfig,
     reward: str,
     updater: str,
-    preset: str,
     seed: int,
     *,
-    adapt: bool,
     given: GivenPolicy | None = None,
     own: bool = True,
 ) -> SpiralFolder:
-    """The folder of a run by its options. Raises NotFound or InvalidInput for values that are none.
-
-    Args:
-        counts: of `LoopConfig`, by name; where one is None, the preset's stays.
-    """
+    """The folder of a run by its options. Raises NotFound or InvalidInput for values that are none."""
     from sarm2_cli.record import one_choice
     from sarm2_rollouts.metaworld_robot import TASKS
-    from sarm2_spiral.config import spiral_config
     from sarm2_spiral.folder import SpiralFolder
     from sarm2_spiral.progress import REWARDS
 
-    config = spiral_config(preset)
-    told: dict[str, Any] = {name: count for name, count in counts.items() if count is not None}
-    config = replace(config, loop=replace(config.loop, adapt=adapt, **told))
     name = one_choice("task", task, sorted(TASKS))
     kind = one_choice("policy", policy, ["image", "state"]) if given is None else "image"
     source = one_choice("reward", reward, list(REWARDS))

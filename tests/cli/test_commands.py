@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import shutil
 import socket
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +23,14 @@ from sarm2_cli import doctor
 from sarm2_cli.evaluate import known_tasks
 from sarm2_cli.main import app, main
 from sarm2_cli.record import one_of
-from sarm2_cli.spiral import keep_models, planned
+from sarm2_cli.spiral import configured, keep_models, planned
 from sarm2_client.errors import Conflict, InvalidInput, NotFound
 from sarm2_models.checkpoint import default_bundle, read_manifest
 from sarm2_rollouts.run_record import settings_of
 from sarm2_rollouts.tasks import TASKS
-from sarm2_spiral.config import QUICK
+from sarm2_spiral.config import QUICK, SpiralConfig
+
+ALONE = replace(QUICK, loop=replace(QUICK.loop, adapt=False))
 
 
 def every_command() -> dict[str, click.Command]:
@@ -195,7 +198,7 @@ def test_a_metrics_port_that_is_taken_is_told_before_anything_starts(tmp_path: P
 
 
 def test_a_run_copies_no_folder_that_is_no_bundle(bundle: Path, tmp_path: Path) -> None:
-    folder = planned(tmp_path / "out", "hammer", "state", {}, "true", "residual", "quick", 0, adapt=False)
+    folder = planned(tmp_path / "out", "hammer", "state", ALONE, "true", "residual", 0)
     torn = tmp_path / "torn"
     shutil.copytree(bundle, torn)
     (torn / "heads.safetensors").write_bytes(b"torn")
@@ -227,7 +230,7 @@ def test_a_run_copies_no_folder_that_is_no_bundle(bundle: Path, tmp_path: Path) 
 
 
 def test_no_command_goes_on_with_a_run_of_another_recipe(tmp_path: Path) -> None:
-    folder = planned(tmp_path / "out", "hammer", "state", {}, "true", "residual", "quick", 0, adapt=False)
+    folder = planned(tmp_path / "out", "hammer", "state", ALONE, "true", "residual", 0)
     record = replace(folder.record, settings={**folder.settings(), "recipe": 1})
     record.do("demos", lambda: None, Console(quiet=True))
     for command in (["collect"], ["report"], ["evaluate", "bc"], ["bc"]):
@@ -238,7 +241,7 @@ def test_no_command_goes_on_with_a_run_of_another_recipe(tmp_path: Path) -> None
 
 
 def test_a_run_that_another_process_works_in_keeps_its_models(bundle: Path, tmp_path: Path) -> None:
-    folder = planned(tmp_path / "out", "hammer", "image", {}, "service", "residual", "quick", 0, adapt=True)
+    folder = planned(tmp_path / "out", "hammer", "image", QUICK, "service", "residual", 0)
     keep_models(folder, bundle)
     folder.record.open(resume=False)
     answer = run("spiral", "report", "--out", str(folder.root))  # this process holds the folder
@@ -287,6 +290,25 @@ def test_episodes_on_ray_ask_for_ray(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_counts_that_are_not_told_are_the_presets(tmp_path: Path) -> None:
-    counts = {"demos": 7, "first": None, "rounds": 0}
-    folder = planned(tmp_path, "hammer", "state", counts, "true", "residual", "quick", 0, adapt=False)
-    assert folder.config.loop == replace(QUICK.loop, demos=7, rounds=0, adapt=False)
+    config = configured("quick", {"demos": 7, "first": None, "rounds": 0}, None, adapt=False)
+    assert config == replace(QUICK, loop=replace(QUICK.loop, demos=7, rounds=0, adapt=False))
+
+
+def test_settings_change_a_preset_but_for_those_with_an_option_of_their_own(tmp_path: Path) -> None:
+    config = configured("quick", {"rounds": 2}, ["update.beta=3", "loop.trial=1"], adapt=True)
+    loop = replace(QUICK.loop, rounds=2, trial=1)
+    assert config == replace(QUICK, update=replace(QUICK.update, beta=3.0), loop=loop)
+    for command, setting in (("run", "loop.rounds=2"), ("bc", "loop.adapt=false")):
+        options = ["--set", setting, "--out", str(tmp_path / "out")]
+        error = CliRunner().invoke(app, ["spiral", command, *options]).exception
+        assert isinstance(error, InvalidInput)
+        assert "has an option of its own" in error.message
+    assert not (tmp_path / "out").exists()
+
+
+def test_every_setting_is_listed_with_its_meaning() -> None:
+    told = CliRunner().invoke(app, ["spiral", "settings"]).stdout
+    for section in fields(SpiralConfig):
+        for setting in fields(getattr(QUICK, section.name)):
+            assert f"{section.name}.{setting.name} " in told
+            assert re.search(rf"\b{setting.name}\b[a-z_, ]*: ", told), f"what does {setting.name} mean?"

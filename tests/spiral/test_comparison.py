@@ -200,7 +200,7 @@ def test_the_auc_leaves_out_tasks_without_failures() -> None:
 
 def test_every_run_tells_its_auc_unless_its_rewards_end_all_rollouts_alike() -> None:
     verdicts = {step: [True, False] for step in ("bc", "offline", "round1", "round2", "round3")}
-    told = RunOutcome(verdicts, [0.9, 0.8, 0.95, 0.1], [True, True, False, False], [True], None)
+    told = RunOutcome(verdicts, [0.9, 0.8, 0.95, 0.1], [True, True, False, False], [True], None, None)
     blind = replace(told, finals=[0.0] * 4)
     cells = {
         Cell("hammer", "image", "spiral"): Outcome.of([told, replace(told, finals=[0.9, 0.8, 0.3, 0.1])]),
@@ -209,6 +209,17 @@ def test_every_run_tells_its_auc_unless_its_rewards_end_all_rollouts_alike() -> 
     assert [found.auc for found in cells.values()] == [12 / 16, None]
     rows = [line for line in markdown({}, cells, METAWORLD).splitlines() if line.startswith("| hammer")]
     assert [row.split(" | ")[-2] for row in rows[:2]] == ["0.750", ""]
+
+
+def test_runs_of_different_reward_models_are_not_passed_off_as_one_comparison() -> None:
+    verdicts = {step: [True, False] for step in ("bc", "offline", "round1", "round2", "round3")}
+    one = RunOutcome(verdicts, [0.9, 0.8], [True, False], [True], None, "m@1#aa")
+    spiral, control = Cell("hammer", "state", "spiral"), Cell("hammer", "state", "true")
+    cells = {spiral: Outcome.of([one, one]), control: Outcome.of([replace(one, reward_model=None)])}
+    assert "Rewards: m@1#aa, adapted where" in markdown({}, cells, METAWORLD)
+    cells[spiral] = Outcome.of([one, replace(one, reward_model="m@2#bb")])
+    assert "different models, whose runs do not compare**: m@1#aa, m@2#bb." in markdown({}, cells, METAWORLD)
+    assert cells[spiral].as_json()["reward_models"] == ["m@1#aa", "m@2#bb"]
 
 
 def test_minutes_are_held_against_their_bar() -> None:

@@ -75,3 +75,9 @@ def test_a_run_of_an_older_recipe_is_not_gone_on_with(tmp_path: Path) -> None:
         RunRecord(run.root, run.settings()).open(resume=True)
     assert not RunRecord(run.root, run.settings()).whole
     assert SpiralFolder.of(run.root) == run
+
+
+def test_no_more_of_a_chunk_is_carried_out_than_it_has() -> None:
+    config = replace(METAWORLD, update=replace(METAWORLD.update, executed=METAWORLD.policy.horizon + 1))
+    with pytest.raises(InvalidInput, match=r"executed: expected at most the 8 actions of a chunk .*got 9"):
+        SpiralFolder(Path("run"), "hammer", "state", 0, config)

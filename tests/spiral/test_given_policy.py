@@ -16,6 +16,7 @@ from sarm2_cli.spiral import given_policy, planned
 from sarm2_client.client import RewardClient
 from sarm2_client.errors import Conflict, ConnectionLost, InvalidInput, NotFound
 from sarm2_rollouts.run_record import RunRecord, finished_stages
+from sarm2_spiral.config import QUICK
 from sarm2_spiral.folder import SpiralFolder
 from sarm2_spiral.given_policy import ROBOT, GivenPolicy
 from sarm2_spiral.input_map import parse_map
@@ -31,9 +32,7 @@ def folder_of(
     root: Path, policy: str, maps: list[str] | None = None, updater: str = "residual"
 ) -> SpiralFolder:
     given = given_policy(policy, maps, "cpu")
-    return planned(
-        root, "hammer", policy, {"rounds": 1}, "true", updater, "quick", 0, adapt=True, given=given
-    )
+    return planned(root, "hammer", policy, QUICK, "true", updater, 0, given=given)
 
 
 # --- its address and its map -------------------------------------------------------------------------

@@ -15,6 +15,7 @@ from sarm2_models.checkpoint import load_bundle, read_manifest
 from sarm2_rollouts.episode_scorer import model_name
 from sarm2_rollouts.relabel import scored_by
 from sarm2_rollouts.run_record import finished_stages
+from sarm2_spiral.comparison.outcome import RunOutcome
 from sarm2_spiral.folder import SpiralFolder
 from spiral.small_run import SMALL
 
@@ -33,9 +34,9 @@ def test_a_whole_run_adapts_its_reward_model_learns_from_it_and_shows_films(tmp_
     assert stages.index("collect 0") < stages.index("adapt") < stages.index("relabel 0")
     first, second = load_bundle(run.first_model), load_bundle(run.reward_model)
     assert run.adapted
-    assert read_manifest(run.reward_model).adapted_from == model_name(
-        first.model_id, first.version, first.weights_sha256
-    )
+    name = model_name(first.model_id, first.version, first.weights_sha256)
+    assert read_manifest(run.reward_model).adapted_from == name
+    assert RunOutcome.of(run).reward_model == name
     adaptation = json.loads(run.adaptation.read_text())
     assert adaptation["labels"] == "marks"
     assert json.loads((run.report / "report.json").read_text())["adaptation"] == adaptation

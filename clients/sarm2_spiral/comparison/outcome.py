@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sarm2_client.errors import Conflict
+from sarm2_rollouts.relabel import scored_by
 from sarm2_rollouts.run_record import finished_stages, other_settings, tries_of_stages
 from sarm2_rollouts.whole_file import whole_file
 from sarm2_spiral.evaluation import verdicts
@@ -40,6 +41,7 @@ class RunOutcome:
         finals, successes: of the last round's rollouts, progress at the end and the simulator's verdict.
         deployed: of each round, whether its candidate was deployed.
         minutes: it took; None where a stage was broken off and begun again, or taken over.
+        reward_model: RM1, which gave the rewards, adapted or not; None where they come from elsewhere.
     """
 
     verdicts: Mapping[str, Sequence[bool]]
@@ -47,6 +49,7 @@ class RunOutcome:
     successes: Sequence[bool]
     deployed: Sequence[bool]
     minutes: float | None
+    reward_model: str | None
 
     @classmethod
     def of(cls, run: SpiralFolder) -> RunOutcome:
@@ -61,6 +64,7 @@ class RunOutcome:
             successes=last["successes"],
             deployed=[bool(row["deployed"]) for row in rounds],
             minutes=_minutes(run.root),
+            reward_model=_reward_model(run),
         )
 
 
@@ -77,6 +81,7 @@ class Outcome:
         deployed: rounds whose candidate was deployed, of how many.
         by_seed: success after the last round, seed by seed: scenes of one seed hang on one training.
         minutes: the longest run's; None where one does not know.
+        reward_models: names of those that gave the rewards before they were adapted.
     """
 
     seeds: int
@@ -89,6 +94,7 @@ class Outcome:
     deployed: tuple[int, int]
     by_seed: tuple[float, ...]
     minutes: float | None
+    reward_models: frozenset[str]
 
     @classmethod
     def of(cls, runs: Sequence[RunOutcome]) -> Outcome:
@@ -107,6 +113,7 @@ class Outcome:
             deployed=(sum(decisions), len(decisions)),
             by_seed=tuple(_rate(run, names[-1]).value for run in runs),
             minutes=max(minutes) if len(minutes) == len(runs) else None,
+            reward_models=frozenset(run.reward_model for run in runs if run.reward_model is not None),
         )
 
     @property
@@ -124,6 +131,7 @@ class Outcome:
             "auc": self.auc,
             "deployed": list(self.deployed),
             "minutes": self.minutes,
+            "reward_models": sorted(self.reward_models),
         }
 
 
@@ -162,6 +170,12 @@ def is_finished(run: SpiralFolder) -> bool:
 def _minutes(root: Path) -> float | None:
     again = max(tries_of_stages(root).values(), default=0) > 1
     return None if again or (root / INHERITED).exists() else sum(finished_stages(root).values()) / 60
+
+
+def _reward_model(run: SpiralFolder) -> str | None:
+    if run.reward != "service":
+        return None
+    return json.loads(run.adaptation.read_text())["adapted_from"] if run.adapts else scored_by(run.demos)
 
 
 def _rate(run: RunOutcome, name: str) -> Rate:

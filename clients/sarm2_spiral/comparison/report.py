@@ -109,7 +109,16 @@ def markdown(held: Mapping[str, Bar], outcomes: Mapping[Cell, Outcome], config: 
     """The report in words and tables."""
     rounds = [f"round{number}" for number in range(1, config.loop.rounds + 1)]
     steps = ["bc", "offline", *rounds]
-    lines = ["# SPIRAL beside its controls", "", _verdict(held), "", "## Bars", ""]
+    lines = [
+        "# SPIRAL beside its controls",
+        "",
+        _verdict(held),
+        "",
+        _rewarded_by(outcomes),
+        "",
+        "## Bars",
+        "",
+    ]
     lines += ["| | value | 95 % interval | rule | met | aim |", "|---|---|---|---|---|---|"]
     lines += [
         f"| {name} | {bar.value:.3f} | {bar.low:.3f} to {bar.high:.3f} | {bar.rule} | "
@@ -146,6 +155,13 @@ def _verdict(held: Mapping[str, Bar]) -> str:
         return f"All {len(BARS)} bars are met."
     parts = {"Missed": missed, f"Fewer than {len(SEEDS)} seeds so far": begun, "Not measured": absent}
     return " ".join(f"{what}: {', '.join(names)}." for what, names in parts.items() if names)
+
+
+def _rewarded_by(outcomes: Mapping[Cell, Outcome]) -> str:
+    names = sorted({name for found in outcomes.values() for name in found.reward_models})
+    if len(names) < 2:
+        return f"Rewards: {', '.join(names) or 'of no service'}, adapted where an arm does so."
+    return f"**Rewards of different models, whose runs do not compare**: {', '.join(names)}."
 
 
 def _met(bar: Bar) -> str:
