@@ -20,7 +20,7 @@ export function setData(element, name, value) {
 const known = (value) => typeof value === "number" && Number.isFinite(value);
 
 export const percent = (value) => (known(value) ? `${Math.round(value * 100)}` : "–");
-export const signed = (value) => (known(value) ? `${value < 0 ? "−" : "+"}${Math.abs(value).toFixed(3)}` : "–");
+export const signed = (value) => (known(value) ? `${Number(value.toFixed(3)) < 0 ? "−" : "+"}${Math.abs(value).toFixed(3)}` : "–");
 export const milliseconds = (value) => (known(value) ? `${value < 10 ? value.toFixed(1) : Math.round(value)} ms` : "–");
 export const seconds = (value) => (known(value) ? `${value.toFixed(1)} s` : "–");
 
