@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
 from typing import Any
 
 import msgspec
@@ -18,7 +19,15 @@ from starlette.responses import Response
 from sarm2_client import wire
 from sarm2_client.checks import check_task
 from sarm2_client.codec import decode_embed_request, decode_episode_request, encode
-from sarm2_client.errors import BY_CODE, InvalidInput, InvalidMessage, ModelFailed, Sarm2Error, TooLarge
+from sarm2_client.errors import (
+    BY_CODE,
+    InvalidInput,
+    InvalidMessage,
+    ModelFailed,
+    Overloaded,
+    Sarm2Error,
+    TooLarge,
+)
 from sarm2_service.session import Session
 from sarm2_service.state import Service
 from sarm2_service.steps import Step
@@ -34,7 +43,8 @@ async def score_episode(service: Service, request: Request) -> Response:
     ClientDisconnect once nobody waits for the answer any more.
     """
     if service.uploads.locked():
-        raise _busy(service)
+        count = service.settings.max_uploads
+        raise Overloaded(f"{count} whole episodes are being scored, the most allowed; try again later")
     async with service.uploads:
         episode = await _read_episode(service, request)
         response = await _score(service, episode, request.is_disconnected)
@@ -43,9 +53,7 @@ async def score_episode(service: Service, request: Request) -> Response:
 
 async def embed(service: Service, request: Request) -> Response:
     """Embed the pictures and texts in the body. Raises a Sarm2Error for the first that cannot be embedded."""
-    if service.uploads.locked():
-        raise _busy(service)
-    async with service.uploads:
+    async with _turn(service):
         body = decode_embed_request(await request.body(), max_bytes=service.settings.max_body_bytes)
         count, most = len(body.images) + len(body.texts), service.settings.max_embed_images
         if not 1 <= count <= most:
@@ -62,11 +70,26 @@ async def embed(service: Service, request: Request) -> Response:
     return Response(encode(answer), media_type=MSGPACK)
 
 
-def _busy(service: Service) -> Sarm2Error:
-    count = service.settings.max_uploads
-    return BY_CODE["overloaded"](
-        f"{count} whole episodes are being scored, the most allowed; try again later"
-    )
+@asynccontextmanager
+async def _turn(service: Service) -> AsyncIterator[None]:
+    """One of the places of /v1/embed, in the order of arrival. The body is read once it is had.
+
+    Robots whose policies see embeddings call at every chunk of actions: a moment's wait costs them less than a
+    refusal, for which they would have to begin their rollouts anew.
+    """
+    limit_s, count = service.settings.embed_wait_s, service.settings.max_embeds
+    try:
+        async with asyncio.timeout(limit_s):
+            await service.embeds.acquire()
+    except TimeoutError:
+        raise Overloaded(
+            f"{count} calls of /v1/embed are being answered, the most allowed, and none was through within "
+            f"{limit_s:g} s; try again later"
+        ) from None
+    try:
+        yield
+    finally:
+        service.embeds.release()
 
 
 def _answer(request: Request, response: wire.EpisodeResponse) -> Response:

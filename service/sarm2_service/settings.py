@@ -124,6 +124,7 @@ class Settings(BaseSettings):
     max_connections: int = Field(default=256, ge=1, le=65536, description="websocket connections at once")
     accepts_per_s: float = Field(default=200, gt=0, le=1e6, description="new websocket connections a second")
     max_uploads: int = Field(default=4, ge=1, le=1024, description="whole episodes being scored at once")
+    max_embeds: int = Field(default=8, ge=1, le=1024, description="calls of /v1/embed being answered at once")
     max_subscribers: int = Field(default=64, ge=1, le=65536, description="pages watching episodes at once")
     max_queue_frames: int = Field(default=2048, ge=1, le=2**20, description="frames waiting for the encoder")
     max_queue_bytes: int = Field(
@@ -154,6 +155,12 @@ class Settings(BaseSettings):
         default=10, ge=0.1, le=600, description="websocket keep-alive, and its timeout"
     )
     body_timeout_s: float = Field(default=60, ge=0.05, le=3600, description="time to send one HTTP body")
+    embed_wait_s: float = Field(
+        default=10,
+        ge=0,
+        le=600,
+        description="how long a call of /v1/embed may wait for others to be answered",
+    )
     request_timeout_s: float = Field(
         default=600, ge=0.05, le=86400, description="time to answer one HTTP request"
     )

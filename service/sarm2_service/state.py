@@ -60,6 +60,7 @@ class Service:
         self.feed = EpisodeFeed(settings, scorer.info)
         self.sessions = Sessions(scorer, settings, self.feed)
         self.uploads = asyncio.Semaphore(settings.max_uploads)
+        self.embeds = asyncio.Semaphore(settings.max_embeds)
         self.draining = False
         self._connections: set[Drainable] = set()
         self._accepts = AcceptLimit(settings.accepts_per_s)

@@ -335,6 +335,26 @@ def test_more_whole_episodes_at_once_than_allowed_are_refused(serve: Serve) -> N
         assert answer.headers["retry-after"] == "1"
 
 
+def test_more_embeddings_at_once_than_allowed_wait_for_their_turn(serve: Serve) -> None:
+    server = serve(max_embeds=1)
+    bodies = [encode(wire.EmbedRequest(images=[fakes.jpeg(seed)])) for seed in range(12)]
+    with server.http() as http, ThreadPoolExecutor(12) as robots:
+        answers = list(robots.map(lambda body: http.post("/v1/embed", content=body), bodies * 3))
+    assert [answer.status_code for answer in answers] == [200] * 36
+
+
+def test_a_turn_for_embeddings_is_not_waited_for_without_end(serve: Serve) -> None:
+    server = serve(max_embeds=1, embed_wait_s=0.2, body_timeout_s=5)
+    with socket.create_connection(("127.0.0.1", server.port)) as slow, server.http() as http:
+        slow.sendall(b"POST /v1/embed HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000\r\n\r\nx")
+        wait_until(server.service.embeds.locked)
+        answer = http.post("/v1/embed", content=encode(wire.EmbedRequest(images=[fakes.jpeg(1)])))
+        assert (answer.status_code, answer.json()["code"]) == (429, "overloaded")
+        assert "1 calls of /v1/embed are being answered" in answer.json()["message"]
+        assert post(http, episode(1)).status_code == 200, "whole episodes have places of their own"
+    wait_until(lambda: not server.service.embeds.locked())
+
+
 @pytest.mark.parametrize(
     "path", ["/nothing", "/v1/episodes/none/events", "/v1/episodes/none/frames/x", "/static/x.js"]
 )
