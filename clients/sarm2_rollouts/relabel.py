@@ -138,7 +138,7 @@ def relabel(
     _join([parts / f"{index:06d}.parquet" for index in range(len(dataset))], progress, model)
     written = list(curves(progress))
     gain_N = np.concatenate([gains(curve_T, chunk) for curve_T in written])
-    skipped_N = np.repeat([_is_skipped(one) for one in written], [len(one) for one in written])
+    skipped_N = np.repeat([is_skipped(one) for one in written], [len(one) for one in written])
     suggested = suggested_kappa(gain_N[~skipped_N])
     chosen = suggested if kappa is None else kappa
     weight_N = rabc_weights(gain_N, chosen)  # as their reader makes them of the same file
@@ -182,6 +182,11 @@ def curves(path: Path) -> Iterator[npt.NDArray[np.float32]]:
     progress_N = table["progress_sparse"].to_numpy().astype(np.float32)
     if len(episode_N):
         yield from np.split(progress_N, np.flatnonzero(np.diff(episode_N)) + 1)
+
+
+def is_skipped(progress_T: npt.NDArray[np.float32]) -> bool:
+    """Whether a curve says no more than that its episode could not be scored (`skip_failed`)."""
+    return np.array_equal(progress_T, _falling(len(progress_T)))
 
 
 def _claim(parts: Path, wanted: dict[str, object], restart: bool) -> None:
@@ -246,10 +251,6 @@ def _rows(dataset: Dataset, index: int, scores: EpisodeScores) -> pa.Table:
 
 def _falling(count: int) -> npt.NDArray[np.float32]:
     return (FALLING * np.arange(count, 0, -1)).astype(np.float32)
-
-
-def _is_skipped(progress_T: npt.NDArray[np.float32]) -> bool:
-    return np.array_equal(progress_T, _falling(len(progress_T)))
 
 
 def _write_atomically(path: Path, table: pa.Table, metadata: dict[str, str]) -> None:

@@ -1,8 +1,8 @@
 """Where the rewards come from: the service, or one of the controls that say what its rewards are worth.
 
 `service` is the only source that a loop without supervision has. The others are for comparison: `true` is
-the simulator's own progress (an upper bound), `linear` the clock, `success` the simulator's verdict at the
-end, and `uniform` no reward at all.
+the simulator's own progress, `linear` the clock, `success` the simulator's verdict at the end, and `uniform`
+no reward at all.
 
 Shapes: T frames of one episode.
 """
@@ -16,7 +16,7 @@ import numpy as np
 
 from sarm2_client.errors import InvalidInput
 from sarm2_rollouts.lerobot_reader import Dataset
-from sarm2_rollouts.relabel import PROGRESS_FILE, curves
+from sarm2_rollouts.relabel import PROGRESS_FILE, curves, is_skipped
 from sarm2_spiral.targets import Float32Array
 
 Reward: TypeAlias = Literal["service", "true", "linear", "success", "uniform"]
@@ -27,8 +27,8 @@ DECIMALS = 4
 last bits, and a training that goes on after a kill must not."""
 
 
-def progress_curves(dataset: Dataset, reward: Reward, demo_frames: float) -> list[Float32Array]:
-    """The progress (T,) of every episode of a dataset, by a source.
+def progress_curves(dataset: Dataset, reward: Reward, demo_frames: float) -> list[Float32Array | None]:
+    """The progress (T,) of every episode of a dataset, by a source; None for one that could not be scored.
 
     Args:
         demo_frames: mean length of a demonstration, for the clock.
@@ -36,15 +36,19 @@ def progress_curves(dataset: Dataset, reward: Reward, demo_frames: float) -> lis
     Raises InvalidInput or NotFound where the dataset does not have what the source needs.
     """
     if reward == "service":
-        return [np.round(curve_T, DECIMALS) for curve_T in curves(dataset.root / PROGRESS_FILE)]
+        return [_scored(curve_T) for curve_T in curves(dataset.root / PROGRESS_FILE)]
     if reward == "true":
         return [_known(episode.progress_T) for episode in dataset]
     lengths = [dataset.episode_length(index) for index in range(len(dataset))]
     if reward == "linear":
         return [np.minimum(np.arange(n) / demo_frames, 1.0).astype(np.float32) for n in lengths]
     if reward == "success":
-        return _verdicts(lengths, [bool(episode.success) for episode in dataset])
+        return [*_verdicts(lengths, [bool(episode.success) for episode in dataset])]
     return [np.zeros(n, dtype=np.float32) for n in lengths]
+
+
+def _scored(curve_T: Float32Array) -> Float32Array | None:
+    return None if is_skipped(curve_T) else np.round(curve_T, DECIMALS)
 
 
 def _known(progress_T: Float32Array | None) -> Float32Array:

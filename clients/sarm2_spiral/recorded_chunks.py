@@ -40,28 +40,29 @@ class RecordedChunks:
         self,
         name: str,
         root: Path,
+        numbers: Sequence[int],
         tasks: Sequence[str],
         features: Sequence[Float32Array],
         kept: Path | None = None,
     ) -> Iterator[Float32Array]:
-        """Executed chunks (T, M, K) of every episode of a dataset, in order.
+        """Executed chunks (T, M, K) of episodes of a dataset, in order.
 
         Args:
             name: draws the latents: the same name and seed draw the same ones.
             root: the dataset; read only for a policy that looks at pictures.
-            tasks, features: the instruction and the features (T, F) of every episode.
+            numbers, tasks, features: which episode, its instruction and its features (T, F).
             kept: folder where chunks are kept, and found again.
         """
         rng = np.random.default_rng([self.seed, 13, *name.encode()])
         dataset = open_dataset(root)
-        for index, (task, features_TF) in enumerate(zip(tasks, features, strict=True)):
+        for number, task, features_TF in zip(numbers, tasks, features, strict=True):
             shape = (len(features_TF), self.latents, self.policy.latent_size)
             latent_TML = rng.normal(size=shape).astype(np.float32)
             moments = recorded_moments(
-                task, partial(dataset.episode, index), features_TF, self.policy.history
+                task, partial(dataset.episode, number), features_TF, self.policy.history
             )
             chunks = partial(self._chunks, moments, latent_TML)
-            yield chunks() if kept is None else kept_array(kept / f"{index:06d}.npy", chunks)
+            yield chunks() if kept is None else kept_array(kept / f"{number:06d}.npy", chunks)
 
     def _chunks(self, moments: Sequence[Moment], latent_TML: Float32Array) -> Float32Array:
         ask = partial(self.policy.sample_chunks, moments, latent_TML)

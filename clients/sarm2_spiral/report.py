@@ -36,7 +36,8 @@ BLUE, GREEN, RED, GREY, INK = "#2563eb", "#16a34a", "#dc2626", "#9aa5b4", "#1c24
 
 @dataclass(frozen=True)
 class Collected:
-    """The rollouts of a round with their progress, by the run's reward, and the simulator's verdict."""
+    """Rollouts of a round: those that could be scored, with their progress by the run's reward, and the
+    simulator's verdict."""
 
     name: str
     curves: list[Float32Array]
@@ -90,7 +91,8 @@ def collected(run: SpiralFolder, number: int) -> Collected:
     """The rollouts of a round."""
     root = run.round(number) / "rollouts"
     verdicts = [bool(episode.success) for episode in open_dataset(root, pictures=False)]
-    return Collected(f"round {number}", rewards(run, root), verdicts)
+    curves = rewards(run, root)
+    return Collected(f"round {number}", list(curves.values()), [verdicts[place] for place in curves])
 
 
 def success_by_step(run: SpiralFolder) -> dict[str, Rate]:
@@ -123,7 +125,7 @@ def write_report(run: SpiralFolder, seconds: dict[str, float], films: dict[str, 
         draw_curves(parts, run.report / "curves.png")
     draw_gains(
         run,
-        {"demonstrations": rewards(run, run.demos), **{p.name: p.curves for p in parts}},
+        {"demonstrations": [*rewards(run, run.demos).values()], **{p.name: p.curves for p in parts}},
         run.report / "gains.png",
     )
     draw_updates(run, rounds, run.report / "updates.png")
@@ -185,17 +187,21 @@ def draw_gains(run: SpiralFolder, by_name: dict[str, list[Float32Array]], path: 
 
 def draw_updates(run: SpiralFolder, rounds: Iterable[int], path: Path) -> None:
     """How the updates went, step by step; nothing where no critics learned."""
-    lines = [line for number in rounds for line in rows_of(run.losses(number))]
-    if not lines:
+    by_round = {number: rows for number in rounds if (rows := list(rows_of(run.losses(number))))}
+    if not by_round:
         return
     shown = ("critic_loss", "value", "residual")
     figure, axes = blank_axes(10.4, 2.8, len(shown), sharey=False)
     for place, name in zip(axes, shown, strict=True):
-        told = sorted((line["step"], line[name]) for line in lines if name in line)
-        place.plot(*zip(*told, strict=True), color=BLUE, lw=1.4, marker=".")
+        lowest = 0.0
+        for number, rows in by_round.items():  # one that made up for another's updates begins where that did
+            told = sorted((row["step"], row[name]) for row in rows if name in row)
+            place.plot(*zip(*told, strict=True), lw=1.4, marker=".", label=f"round {number}")
+            lowest = min([lowest, *(value for _, value in told)])
         place.set_title(FIGURES[name], fontsize=9)
         place.set_xlabel("update")
-        place.set_ylim(bottom=min(0.0, min(value for _, value in told)))
+        place.set_ylim(bottom=lowest)
+    axes[0].legend(frameon=False, fontsize=8)
     figure.savefig(path, dpi=130)
 
 
@@ -249,7 +255,7 @@ def page(run: SpiralFolder, content: dict[str, Any], films: dict[str, Path]) -> 
             ("success", "Success on the same fresh scenes, 95 % Wilson intervals"),
             ("curves", "Rollouts that the loop learned from; green: the simulator says success"),
             ("gains", gains_caption),
-            ("updates", "How the updates of the rounds went, one after the other"),
+            ("updates", "How the updates of the rounds went"),
         )
         if (run.report / f"{name}.png").exists()
     )

@@ -69,10 +69,12 @@ PROBE_COSINE = 0.99
 
 @dataclass(frozen=True)
 class Data:
-    """A dataset as the learner reads it: instruction, features, actions and progress of every episode."""
+    """A dataset as the learner reads it: instruction, features, actions and progress of every episode that
+    could be scored, and which one of the dataset it is."""
 
     name: str
     root: Path
+    numbers: list[int]
     tasks: list[str]
     features: list[Float32Array]
     actions: list[Float32Array]
@@ -221,30 +223,37 @@ def load(run: SpiralFolder, name: str, root: Path, pilot: Pilot, say: Say) -> Da
     """A dataset's features (those that are kept are not asked for again), actions and smoothed progress."""
     source, seen = pilot.features(), open_dataset(root, pictures=run.kind == "image")
 
-    def features(index: int) -> Float32Array:
-        episode = seen.episode(index)
+    def features(number: int) -> Float32Array:
+        episode = seen.episode(number)
         return patiently(lambda: source.recorded(episode), tell=say)
 
-    episodes = list(open_dataset(root, pictures=False))
-    smooth = smoothing(run)
+    episodes, curves, smooth = list(open_dataset(root, pictures=False)), rewards(run, root), smoothing(run)
     return Data(
         name=name,
         root=root,
-        tasks=[episode.task for episode in episodes],
+        numbers=list(curves),
+        tasks=[episodes[number].task for number in curves],
         features=[
-            kept_array(run.features(name) / f"{index:06d}.npy", partial(features, index))
-            for index in range(len(seen))
+            kept_array(run.features(name) / f"{number:06d}.npy", partial(features, number))
+            for number in curves
         ],
-        actions=[_actions(episode) for episode in episodes],
-        progress=[smoothed(curve_T, smooth) for curve_T in rewards(run, root)],
+        actions=[_actions(episodes[number]) for number in curves],
+        progress=[smoothed(curve_T, smooth) for curve_T in curves.values()],
         demo=root == run.demos,
     )
 
 
-def rewards(run: SpiralFolder, root: Path) -> list[Float32Array]:
-    """The progress (T,) of every episode of a dataset, by the source that the run has for it."""
+def rewards(run: SpiralFolder, root: Path) -> dict[int, Float32Array]:
+    """The progress (T,) of the episodes of a dataset, by their number and the source that the run has for it.
+
+    One that could not be scored is left out. Raises InvalidInput where none could.
+    """
     demo_frames = float(np.mean(_lengths(open_dataset(run.demos))))
-    return progress_curves(open_dataset(root, pictures=False), run.reward, demo_frames)
+    found = progress_curves(open_dataset(root, pictures=False), run.reward, demo_frames)
+    known = {number: curve_T for number, curve_T in enumerate(found) if curve_T is not None}
+    if not known:
+        raise InvalidInput(f"{root}: no episode could be scored: there is nothing to learn", field="frames")
+    return known
 
 
 def clone_policy(run: SpiralFolder, name: str, data: Sequence[Data], rule: Rule, tick: Tick) -> Path:
@@ -337,7 +346,7 @@ def make_replay(run: SpiralFolder, base: Base, learner: Learner, data: Sequence[
     found = []
     for one in data:
         kept = run.chunks(one.name) if isinstance(base, GivenPolicy) else None
-        base_chunks = chunks.of(one.name, one.root, one.tasks, one.features, kept)
+        base_chunks = chunks.of(one.name, one.root, one.numbers, one.tasks, one.features, kept)
         rows = zip(one.features, one.actions, one.progress, base_chunks, strict=True)
         for features_TF, action_TA, progress_T, base_TMK in rows:
             standard_TF = learner.standardise(torch.from_numpy(features_TF)).numpy()
@@ -368,18 +377,31 @@ def load_decision(run: SpiralFolder, number: int) -> Decision:
 
 
 def decide(run: SpiralFolder, number: int, rollouts: Data, trial: Data) -> Decision:
-    """Compare a candidate with the deployed policy on the same scenes, by the loop's own rewards."""
+    """Compare a candidate with the deployed policy on the same scenes, by the loop's own rewards.
+
+    Raises InvalidInput where there is no scene in which both could be scored.
+    """
     path = run.decision(number)
     if path.exists():  # a kill came between this and the stage's end
         return load_decision(run, number)
-    seeds = [entry.seed for entry in run.rollout_plan(number)]
-    places = [seeds.index(entry.seed) for entry in run.trial_plan(number)]
-    before = float(np.mean([rollouts.progress[place][-1] for place in places]))
-    after = float(np.mean([curve_T[-1] for curve_T in trial.progress]))
+    stood = final_progress(rollouts, run.rollout_plan(number))
+    tried = final_progress(trial, run.trial_plan(number))
+    both = [seed for seed in tried if seed in stood]
+    if not both:
+        raise InvalidInput(f"trial {number}: in no scene could both policies be scored", field="frames")
+    before, after = (float(np.mean([found[seed] for seed in both])) for found in (stood, tried))
     decision = Decision(before, after, after >= before - run.config.loop.margin)
     with whole_file(path) as fresh:
         fresh.write_text(json.dumps(vars(decision)))
     return decision
+
+
+def final_progress(data: Data, plan: Sequence[EpisodePlan]) -> dict[int, float]:
+    """By the seed of its scene, how far each episode came that could be scored."""
+    return {
+        plan[number].seed: float(curve_T[-1])
+        for number, curve_T in zip(data.numbers, data.progress, strict=True)
+    }
 
 
 def _actions(episode: Episode) -> Float32Array:

@@ -7,11 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from msgspec import structs
 
 from rollouts.small_episodes import small_episode
 from rollouts.small_scores import small_score
 from sarm2_client.errors import InvalidInput
-from sarm2_rollouts.episode_video import PANEL_PX, VIEW_PX, draw_video
+from sarm2_rollouts.episode_video import PANEL_PX, TEXT_PX, VIEW_PX, draw_video
 from sarm2_rollouts.video import read_frames
 
 BLUE = np.array([37, 99, 235])
@@ -31,6 +32,21 @@ def test_a_film_has_every_frame_and_the_curve_grows(tmp_path: Path) -> None:
     drawn = [blue_pixels(picture) for picture in film]
     assert drawn[0] < 10
     assert drawn[3] < drawn[7] < drawn[11]
+
+
+def test_the_primitive_is_told_under_the_views(tmp_path: Path) -> None:
+    episode = small_episode(0, 4)
+    films = []
+    for primitive in ("grasp", "strike"):
+        scores = [structs.replace(small_score(seq), primitive=primitive) for seq in range(4)]
+        path = draw_video(tmp_path / f"{primitive}.mp4", episode, scores)
+        films.append(next(iter(read_frames(path, 0.0, 1, episode.fps))).astype(int))
+    changed = np.abs(films[0] - films[1]).max(axis=2) > 60
+    rows, columns = np.nonzero(changed)
+    assert len(rows) > 20
+    assert rows.min() >= VIEW_PX
+    assert rows.max() < VIEW_PX + TEXT_PX
+    assert columns.max() < VIEW_PX, "the instruction on the right stays"
 
 
 def test_missing_scores_leave_a_gap_and_no_scores_are_fine(tmp_path: Path) -> None:

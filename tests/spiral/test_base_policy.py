@@ -121,7 +121,7 @@ def chunks_of(
 ) -> list[Float32Array]:
     features = [np.zeros((12, 3), np.float32), np.zeros((9, 3), np.float32)]
     source = RecordedChunks(policy, latents=3, executed=4, seed=7)
-    return list(source.of(name, root, ["hammer the nail"] * 2, features, kept))
+    return list(source.of(name, root, [0, 1], ["hammer the nail"] * 2, features, kept))
 
 
 def test_a_recorded_frame_is_planned_from_like_a_live_one() -> None:
@@ -182,7 +182,7 @@ def test_the_built_in_policy_reads_no_picture(recorded: Path, tmp_path: Path) ->
     policy = FlowPolicy(3, 4, SMALL.policy)
     features = [np.random.default_rng(seed).normal(size=(5, 3)).astype(np.float32) for seed in range(2)]
     source = RecordedChunks(policy, latents=3, executed=2, seed=7)
-    found = list(source.of("demos", root, ["hammer the nail"] * 2, features))
+    found = list(source.of("demos", root, [0, 1], ["hammer the nail"] * 2, features))
     latent_TML = np.random.default_rng([7, 13, *b"demos"]).normal(size=(5, 3, policy.latent_size))
     row_F, latent_L = torch.from_numpy(features[0][4]), torch.from_numpy(latent_TML[4, 2].astype(np.float32))
     expected_HA = policy.sample_chunk(row_F[None], latent_L[None])[0]

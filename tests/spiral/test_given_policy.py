@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import httpx2 as httpx
 import numpy as np
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 import fakes
 from running_server import RunningServer
@@ -180,6 +183,24 @@ def test_its_chunks_are_asked_for_once_a_frame_and_latent(loop: tuple[SpiralRun,
     run._update(2)
     assert run.run.learner(2).exists()
     assert len(server.asked) == asked, "what was kept is not asked for again"
+
+
+def frames_scored(run: SpiralRun) -> float:
+    text = httpx.get(f"http://127.0.0.1:{run.port}/metrics", trust_env=False).text
+    families = {family.name: family for family in text_string_to_metric_families(text)}
+    return families["sarm2_scored_steps"].samples[0].value
+
+
+@pytest.mark.sim
+def test_a_rollout_is_scored_by_the_service_frame_by_frame_while_it_is_flown(
+    loop: tuple[SpiralRun, PolicyServer],
+) -> None:
+    run, _ = loop
+    scene, before = run.run.rollout_plan(1)[0], frames_scored(run)
+    replace(run.policy("given"), stream=False).fly(scene)
+    assert frames_scored(run) == before
+    episode = replace(run.policy("given"), stream=True).fly(scene)
+    assert frames_scored(run) == before + len(episode)
 
 
 @pytest.mark.sim

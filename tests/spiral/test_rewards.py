@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from rollouts.small_episodes import STATE_NAMES, small_episode
+from sarm2_client.errors import InvalidInput
+from sarm2_rollouts.episode import Episode
+from sarm2_rollouts.episode_scorer import EpisodeScores
 from sarm2_rollouts.lerobot_reader import Dataset, open_dataset
 from sarm2_rollouts.lerobot_writer import write_dataset
 from sarm2_rollouts.rabc import rabc_weights, suggested_kappa
+from sarm2_rollouts.relabel import relabel
 from sarm2_spiral.config import METAWORLD
 from sarm2_spiral.folder import SpiralFolder
 from sarm2_spiral.progress import Reward, progress_curves
-from sarm2_spiral.stages import frame_weights, with_demo_share
+from sarm2_spiral.stages import frame_weights, rewards, with_demo_share
+from sarm2_spiral.targets import Float32Array
 
 LENGTHS = (12, 9)
 
@@ -30,19 +36,66 @@ def a_run(reward: Reward) -> SpiralFolder:
     return SpiralFolder(Path("run"), "hammer", "state", 0, METAWORLD, reward)
 
 
+def curves(dataset: Dataset, reward: Reward) -> list[Float32Array]:
+    """All of them are known."""
+    found = progress_curves(dataset, reward, 10.0)
+    return [curve_T for curve_T in found if curve_T is not None]
+
+
 def test_each_source_has_a_curve_of_its_own(dataset: Dataset) -> None:
-    true = progress_curves(dataset, "true", 10.0)
+    true = curves(dataset, "true")
     episodes = list(dataset)
     for curve_T, episode in zip(true, episodes, strict=True):
         assert episode.progress_T is not None
         np.testing.assert_array_equal(curve_T, episode.progress_T)
-    long, short = progress_curves(dataset, "linear", 10.0)
+    long, short = curves(dataset, "linear")
     np.testing.assert_allclose(long, [*np.arange(10) / 10, 1.0, 1.0], rtol=1e-6)
     assert short[-1] == pytest.approx(0.8)
-    for curve_T, episode in zip(progress_curves(dataset, "success", 10.0), episodes, strict=True):
+    for curve_T, episode in zip(curves(dataset, "success"), episodes, strict=True):
         assert curve_T[:-1].max() == 0.0
         assert curve_T[-1] == float(bool(episode.success))
-    assert all(curve_T.max() == 0.0 for curve_T in progress_curves(dataset, "uniform", 10.0))
+    assert all(curve_T.max() == 0.0 for curve_T in curves(dataset, "uniform"))
+
+
+class HalfBlind:
+    """Says what true progress is, but for a frame of the second episode."""
+
+    model = "m@1#aa"
+
+    def score(self, episode: Episode) -> EpisodeScores:
+        assert episode.progress_T is not None
+        progress_T, count = episode.progress_T.copy(), len(episode)
+        failures = ((4, "no picture"),) if episode.seed == 1 else ()
+        progress_T[[frame for frame, _ in failures]] = np.nan
+        return EpisodeScores(progress_T, ("reach",) * count, np.zeros(count, dtype=bool), failures)
+
+
+class Blind(HalfBlind):
+    """Another model, which cannot score anything."""
+
+    model = "m@2#bb"
+
+    def score(self, episode: Episode) -> EpisodeScores:
+        found = super().score(episode)
+        return replace(found, failures=((0, "no picture"),))
+
+
+def test_an_episode_that_could_not_be_scored_teaches_nothing(dataset: Dataset, tmp_path: Path) -> None:
+    relabel(dataset, HalfBlind(), chunk=4, skip_failed=True)
+    first, second = progress_curves(dataset, "service", 10.0)
+    true_T = dataset.episode(0).progress_T
+    assert first is not None
+    assert true_T is not None
+    np.testing.assert_allclose(first, true_T, atol=1e-4)
+    assert second is None
+    run = SpiralFolder(
+        dataset.root, "hammer", "state", 0, METAWORLD
+    )  # whose demonstrations are the dataset's
+    (dataset.root / "demos").symlink_to(dataset.root)
+    assert list(rewards(run, dataset.root)) == [0]
+    relabel(dataset, Blind(), chunk=4, skip_failed=True)
+    with pytest.raises(InvalidInput, match="no episode could be scored"):
+        rewards(run, dataset.root)
 
 
 def test_a_gain_weighs_its_square_up_to_kappa() -> None:

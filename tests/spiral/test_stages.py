@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pytest
 
-from sarm2_client.errors import Conflict, NotFound
+from sarm2_client.errors import Conflict, InvalidInput, NotFound
 from sarm2_rollouts.metaworld_robot import ACTION_NAMES
 from sarm2_rollouts.whole_file import whole_file
 from sarm2_spiral import stages
@@ -39,6 +40,7 @@ def data(name: str, finals: Sequence[float]) -> stages.Data:
     return stages.Data(
         name=name,
         root=Path(name),
+        numbers=list(count),
         tasks=["open the drawer"] * len(finals),
         features=[rng.normal(size=(3, FEATURES)).astype(np.float32) for _ in count],
         actions=[rng.uniform(-1, 1, (3, len(ACTION_NAMES))).astype(np.float32) for _ in count],
@@ -68,6 +70,23 @@ def test_a_candidate_is_measured_against_the_rollouts_without_noise_alone(tmp_pa
     decision = stages.decide(run, 1, noisy_low, data("trial1", [0.6, 0.6, 0.6]))
     assert decision.before == pytest.approx(0.9)
     assert not decision.deployed
+
+
+def without(whole: stages.Data, numbers: set[int]) -> stages.Data:
+    """The same without episodes that could not be scored."""
+    kept = [number for number in whole.numbers if number not in numbers]
+    lists = ("numbers", "tasks", "features", "actions", "progress")
+    fewer: dict[str, Any] = {name: [getattr(whole, name)[number] for number in kept] for name in lists}
+    return replace(whole, **fewer)
+
+
+def test_scenes_in_which_a_policy_could_not_be_scored_are_left_out_for_both(tmp_path: Path) -> None:
+    run = a_run(tmp_path / "run", config())  # scenes 0, 2 and 4 of the round are tried
+    rollouts, trial = data("round1", [0.9, 0.0, 0.8, 0.0, 0.1, 0.0]), data("trial1", [0.2, 0.9, 0.3])
+    with pytest.raises(InvalidInput, match="in no scene could both policies be scored"):
+        stages.decide(run, 1, without(rollouts, {0, 4}), without(trial, {1}))
+    decision = stages.decide(run, 1, without(rollouts, {1, 4}), without(trial, {0}))
+    assert (decision.before, decision.after) == pytest.approx((0.8, 0.9))
 
 
 def test_what_was_decided_stands(tmp_path: Path) -> None:
@@ -112,7 +131,7 @@ def by_edges(pictures: Sequence[npt.NDArray[np.uint8]]) -> npt.NDArray[np.float1
     return np.array(rows, dtype=np.float16).reshape(len(pictures), -1)
 
 
-def other_device(pictures: Sequence[npt.NDArray[np.uint8]]) -> npt.NDArray[np.float16]:
+def on_another_device(pictures: Sequence[npt.NDArray[np.uint8]]) -> npt.NDArray[np.float16]:
     return by_colour(pictures) + np.float16(0.05)
 
 
@@ -120,9 +139,7 @@ def test_a_run_keeps_to_the_encoder_that_it_was_begun_with(tmp_path: Path) -> No
     run = a_run(tmp_path / "run", config())
     for _ in range(2):
         stages.check_encoder(run, by_colour, print)
-    stages.check_encoder(
-        run, lambda pictures: by_colour(pictures) + np.float16(0.05), print
-    )  # another device
+    stages.check_encoder(run, on_another_device, print)
     for other in (by_edges, lambda pictures: by_colour(pictures)[:, :6]):
         with pytest.raises(Conflict, match="another image encoder"):
             stages.check_encoder(run, other, print)
