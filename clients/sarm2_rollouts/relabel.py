@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
+from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -37,7 +38,9 @@ WEIGHTS_FILE = "rabc_weights.parquet"
 PARTS = ".sarm_progress"
 MODEL_KEY = "reward_model_path"
 FAILURES_KEY = "failures"
-"""Of a part: what could not be scored of its episode, as JSON, so that a kill forgets none of it."""
+"""What could not be scored, as JSON: of a part too, so that a kill forgets none of it."""
+ASKED_KEY = "asked"
+"""What the whole file was scored by and for, as JSON: other weights need no new scores."""
 
 FALLING = 1e-6
 """Progress lost a frame by an episode that could not be scored: as little as float32 holds, and a loss."""
@@ -56,7 +59,10 @@ SCHEMA = pa.schema(
     ]
 )
 
-Tick = Callable[[int, int], None]
+Failures: TypeAlias = tuple[tuple[int, int, str], ...]
+"""(episode, frame, why) of every frame that could not be scored."""
+
+Tick: TypeAlias = Callable[[int, int], None]
 """Called with the episodes done and the episodes in all."""
 
 
@@ -67,7 +73,7 @@ class Relabelled:
     Attributes:
         path: of the progress file. weights: of the weights file.
         episodes, frames: written.
-        failures: (episode, frame, why) of every frame that could not be scored.
+        failures: what could not be scored.
         kappa: gain from which on a frame has full weight. suggested_kappa: a quarter of the frames reach it.
         full, none: shares of the frames with weight 1 and 0.
     """
@@ -76,7 +82,7 @@ class Relabelled:
     weights: Path
     episodes: int
     frames: int
-    failures: tuple[tuple[int, int, str], ...]
+    failures: Failures
     kappa: float
     suggested_kappa: float
     full: float
@@ -95,14 +101,17 @@ def relabel(
     asked: Mapping[str, object] = MappingProxyType({}),
     tick: Tick = lambda done, total: None,
 ) -> Relabelled:
-    """Score every episode and write both files. What was scored before a kill is not scored again, but for an
-    episode that failed: `skip_failed` reports it as before, and without it the episode is scored anew.
+    """Score every episode and write both files.
+
+    What was scored before, up to a kill or as a whole, is not scored again: other weights are made of the
+    same scores. But for an episode that failed: `skip_failed` reports it as before, and without it the
+    episode is scored anew.
 
     Args:
         chunk: frames over which a gain of progress is measured, the trainer's own chunk size.
         kappa: gain from which on a frame has full weight; by default the suggested one.
         skip_failed: give an episode with a frame that cannot be scored weight 0, instead of giving up.
-        restart: forget what was scored otherwise.
+        restart: forget what was scored before.
         prepare: called with each episode before it is scored (to rename cameras, say).
         asked: what `prepare` and `scorer` were told, as plain data: scores for other words are never gone on
             with.
@@ -116,11 +125,37 @@ def relabel(
     if not len(dataset):
         raise InvalidInput(f"{dataset.root} holds no episode; there is nothing to relabel", field="dataset")
     dataset.episode_frames(0)  # a dataset that cannot be written to is told before anything is scored
-    parts, model = dataset.root / PARTS, scorer.model
-    _claim(parts, {"model": model, "frames": dataset.frames, **asked}, restart)
-    failures: list[tuple[int, int, str]] = []
+    wanted = {"model": scorer.model, "frames": dataset.frames, **asked}
+    failures = None if restart else _finished(dataset.root / PROGRESS_FILE, wanted)
+    if failures is None or (failures and not skip_failed):
+        _claim(dataset.root / PARTS, wanted, restart)
+        failures = _score_all(dataset, scorer, prepare, skip_failed, tick)
+        if failures and not skip_failed:
+            raise InvalidInput(_told(failures), field="frames")
+        _join(dataset, wanted, failures)
+    return _weigh(dataset, chunk, kappa, failures)
+
+
+def _finished(progress: Path, wanted: Mapping[str, object]) -> Failures | None:
+    """What could not be scored when the whole file was made by this model, of these frames, for these words;
+    None where it was not."""
+    told = parquet_schema(progress).metadata or {} if progress.exists() else {}
+    if ASKED_KEY.encode() not in told or json.loads(told[ASKED_KEY.encode()]) != wanted:
+        return None
+    return tuple((episode, frame, why) for episode, frame, why in json.loads(told[FAILURES_KEY.encode()]))
+
+
+def _score_all(
+    dataset: Dataset,
+    scorer: EpisodeScorer,
+    prepare: Callable[[Episode], Episode],
+    skip_failed: bool,
+    tick: Tick,
+) -> Failures:
+    """A part for every episode that has none; returns what could not be scored."""
+    model, failures = scorer.model, list[tuple[int, int, str]]()
     for index in range(len(dataset)):
-        place = parts / f"{index:06d}.parquet"
+        place = _part(dataset, index)
         failed = _kept_failures(place)
         if failed is None or (failed and not skip_failed):
             scores = _scores(dataset, index, prepare, scorer)
@@ -132,28 +167,44 @@ def relabel(
                 _write_atomically(place, _rows(dataset, index, scores), told)
         failures += [(index, frame, why) for frame, why in failed]
         tick(index + 1, len(dataset))
-    if failures and not skip_failed:
-        raise InvalidInput(_told(failures), field="frames")
-    progress = dataset.root / PROGRESS_FILE
-    _join([parts / f"{index:06d}.parquet" for index in range(len(dataset))], progress, model)
+    return tuple(failures)
+
+
+def _join(dataset: Dataset, wanted: Mapping[str, object], failures: Failures) -> None:
+    """The progress file from all parts, which are then gone."""
+    told = {
+        MODEL_KEY: str(wanted["model"]),
+        ASKED_KEY: json.dumps(wanted),
+        FAILURES_KEY: json.dumps(failures),
+    }
+    with (
+        whole_file(dataset.root / PROGRESS_FILE) as fresh,
+        pq.ParquetWriter(fresh, SCHEMA.with_metadata(told)) as writer,
+    ):
+        for index in range(len(dataset)):
+            writer.write_table(read_parquet(_part(dataset, index)).replace_schema_metadata(told))
+    forget_parts(dataset.root)
+
+
+def _weigh(dataset: Dataset, chunk: int, kappa: float | None, failures: Failures) -> Relabelled:
+    """The weights file, from the progress file."""
+    progress, weights = dataset.root / PROGRESS_FILE, dataset.root / WEIGHTS_FILE
     written = list(curves(progress))
     gain_N = np.concatenate([gains(curve_T, chunk) for curve_T in written])
     skipped_N = np.repeat([is_skipped(one) for one in written], [len(one) for one in written])
     suggested = suggested_kappa(gain_N[~skipped_N])
     chosen = suggested if kappa is None else kappa
     weight_N = rabc_weights(gain_N, chosen)  # as their reader makes them of the same file
-    weights = dataset.root / WEIGHTS_FILE
     index_N = read_parquet(progress, ("index",))["index"]
     _write_atomically(
         weights, pa.table({"index": index_N, "weight": weight_N}), {"kappa": str(chosen), "chunk": str(chunk)}
     )
-    shutil.rmtree(parts)
     return Relabelled(
         path=progress,
         weights=weights,
         episodes=len(dataset),
         frames=len(weight_N),
-        failures=tuple(failures),
+        failures=failures,
         kappa=chosen,
         suggested_kappa=suggested,
         full=float((weight_N == 1).mean()),
@@ -187,6 +238,10 @@ def curves(path: Path) -> Iterator[npt.NDArray[np.float32]]:
 def is_skipped(progress_T: npt.NDArray[np.float32]) -> bool:
     """Whether a curve says no more than that its episode could not be scored (`skip_failed`)."""
     return np.array_equal(progress_T, _falling(len(progress_T)))
+
+
+def _part(dataset: Dataset, index: int) -> Path:
+    return dataset.root / PARTS / f"{index:06d}.parquet"
 
 
 def _claim(parts: Path, wanted: dict[str, object], restart: bool) -> None:
@@ -258,14 +313,7 @@ def _write_atomically(path: Path, table: pa.Table, metadata: dict[str, str]) -> 
         pq.write_table(table.replace_schema_metadata(metadata), fresh)
 
 
-def _join(parts: list[Path], path: Path, model: str) -> None:
-    metadata = {MODEL_KEY: model}
-    with whole_file(path) as fresh, pq.ParquetWriter(fresh, SCHEMA.with_metadata(metadata)) as writer:
-        for part in parts:
-            writer.write_table(read_parquet(part).replace_schema_metadata(metadata))
-
-
-def _told(failures: list[tuple[int, int, str]]) -> str:
+def _told(failures: Failures) -> str:
     shown = "; ".join(f"episode {episode} frame {frame}: {why}" for episode, frame, why in failures[:5])
     more = f" and {len(failures) - 5} more" if len(failures) > 5 else ""
     return (

@@ -40,7 +40,7 @@ def relabel(
         typer.Option(
             min=0.0,
             help="Gain of progress over a chunk from which on a frame has full weight. By default what a "
-            "quarter of the frames reach; give the same to the trainer.",
+            "quarter of the frames reach.",
         ),
     ] = None,
     bundle: Bundle = None,
@@ -62,7 +62,8 @@ def relabel(
         bool,
         typer.Option(
             "--restart",
-            help="Forget what was scored of this dataset so far, by another model or with other options.",
+            help="Score everything again, and forget what was scored of this dataset by another model or "
+            "with other options.",
         ),
     ] = False,
 ) -> None:
@@ -70,10 +71,9 @@ def relabel(
 
     Example: `sarm2 relabel ./my_dataset --chunk 50 --camera wrist=observation.images.wrist`
 
-    Then, with LeRobot 0.6: `lerobot-train --sample_weighting.type=rabc
-    --sample_weighting.progress_path=./my_dataset/sarm_progress.parquet ...` (0.4.3 to 0.5:
-    `--use_rabc=true --rabc_progress_path=...`). What is scored is kept episode by episode: after a kill, run
-    the same command again.
+    LeRobot's trainer takes the file as it is; in the end the options are printed that `lerobot-train` needs.
+    It has the chunk size from its policy. What is scored is kept episode by episode: after a kill, run the
+    same command again. Another --chunk or --kappa needs no new scores.
     """
     from sarm2_rollouts.relabel import relabel as write_labels
 
@@ -105,6 +105,11 @@ def relabel(
     table.add_row("full weight", f"{done.full:.1%} of the frames")
     table.add_row("weight 0", f"{done.none:.1%}")
     Console().print(table)
+    new, old = "--sample_weighting", "--rabc"
+    typer.echo(
+        f"lerobot-train 0.6: {new}.type=rabc {new}.progress_path={done.path} {new}.kappa={done.kappa}\n"
+        f"0.4.3 to 0.5: --use_rabc=true {old}_progress_path={done.path} {old}_kappa={done.kappa}"
+    )
 
 
 @contextmanager

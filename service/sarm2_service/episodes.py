@@ -74,8 +74,8 @@ async def embed(service: Service, request: Request) -> Response:
 async def _turn(service: Service) -> AsyncIterator[None]:
     """One of the places of /v1/embed, in the order of arrival. The body is read once it is had.
 
-    Robots whose policies see embeddings call at every chunk of actions: a moment's wait costs them less than a
-    refusal, for which they would have to begin their rollouts anew.
+    Robots whose policies see embeddings call at every chunk of actions: a moment's wait costs them less than
+    a refusal, for which they would have to begin their rollouts anew.
     """
     limit_s, count = service.settings.embed_wait_s, service.settings.max_embeds
     try:

@@ -46,7 +46,7 @@ def test_every_frame_is_labelled_alike_by_a_service_and_in_process(
     table = pq.read_table(mine / PROGRESS_FILE)
     assert table["index"].to_pylist() == list(range(2 * LENGTH))
     first = np.concatenate(list(curves(mine / PROGRESS_FILE)))
-    assert relabel(mine, "--in-process", "--bundle", bundle, "--chunk", 5).exit_code == 0
+    assert relabel(mine, "--in-process", "--bundle", bundle, "--chunk", 5, "--restart").exit_code == 0
     np.testing.assert_allclose(np.concatenate(list(curves(mine / PROGRESS_FILE))), first, atol=1e-5)
 
 
@@ -58,6 +58,8 @@ def test_weights_are_those_of_the_kappa_that_was_asked_for(mine: Path, bundle: P
     weights = pq.read_table(mine / WEIGHTS_FILE)
     np.testing.assert_allclose(weights["weight"].to_numpy(), rabc_weights(gain_N, 0.02))
     assert weights.schema.metadata == {b"kappa": b"0.02", b"chunk": b"3"}
+    for option in ("--sample_weighting.kappa=0.02", "--rabc_kappa=0.02"):
+        assert f"{option}\n" in result.stdout, "the trainer has to be told too"
 
 
 def test_a_frame_that_cannot_be_scored_is_named_and_nothing_is_written(mine: Path, bundle: Path) -> None:

@@ -177,7 +177,7 @@ def test_what_failed_before_a_kill_is_still_reported(broken_off: Dataset) -> Non
     done = relabel(broken_off, second, chunk=4, skip_failed=True)
     assert second.scored == [2]
     assert done.failures == ((1, 3, "no picture"), (2, 5, "no picture"))
-    assert set(pq.read_schema(done.path).metadata) == {b"reward_model_path"}
+    assert pq.read_schema(done.path).metadata[b"reward_model_path"] == b"m@1#aa"
 
 
 def test_what_was_skipped_before_a_kill_is_scored_again_where_nothing_may_be_skipped(
@@ -239,6 +239,35 @@ def test_a_dataset_can_be_relabelled_again_by_another_model(dataset: Dataset) ->
     relabel(dataset, Scorer("m@1#aa"), chunk=4)
     done = relabel(dataset, Scorer("m@2#bb"), chunk=4)
     assert pq.read_schema(done.path).metadata[b"reward_model_path"] == b"m@2#bb"
+
+
+def test_other_weights_need_no_new_scores(dataset: Dataset) -> None:
+    first, second = Scorer(), Scorer()
+    told = {"task": None, "cameras": ["wrist=hand"]}
+    relabel(dataset, first, chunk=4, asked=told)
+    before = (dataset.root / PROGRESS_FILE).stat().st_mtime_ns
+    done = relabel(dataset, second, chunk=2, kappa=0.5, asked=told)
+    assert (first.scored, second.scored) == ([0, 1, 2], [])
+    assert (dataset.root / PROGRESS_FILE).stat().st_mtime_ns == before
+    weight = lerobot_weights(done.path, 2, 0.5)
+    np.testing.assert_allclose(weights_in(dataset), [weight(i) for i in range(sum(LENGTHS))], atol=1e-6)
+    for options in (
+        {"asked": {"task": "open it", "cameras": ["wrist=hand"]}},
+        {"asked": told, "restart": True},
+    ):
+        again = Scorer()
+        relabel(dataset, again, chunk=4, **options)
+        assert again.scored == [0, 1, 2]
+
+
+def test_what_was_skipped_stays_skipped_and_reported_until_nothing_may_be(dataset: Dataset) -> None:
+    first, again, mended = Scorer(), Scorer(), Scorer()
+    first.bad = {1: [3]}
+    done = relabel(dataset, first, chunk=4, skip_failed=True)
+    assert relabel(dataset, again, chunk=4, skip_failed=True) == done
+    assert again.scored == []
+    assert relabel(dataset, mended, chunk=4).failures == ()
+    assert mended.scored == [0, 1, 2]
 
 
 def test_a_torn_part_is_never_taken_for_whole(dataset: Dataset) -> None:
