@@ -29,7 +29,7 @@ ARMS: MappingProxyType[Arm, tuple[Reward, Updater, bool, str]] = MappingProxyTyp
         "uniform": ("uniform", "rabc", False, "no reward: demonstrations and rollouts cloned alike"),
         "linear": ("linear", "residual", False, "the clock as progress"),
         "success": ("success", "residual", False, "the simulator's verdict at the end alone"),
-        "true": ("true", "residual", False, "the simulator's own progress: an upper bound"),
+        "true": ("true", "residual", False, "the simulator's own progress"),
     }
 )
 """Reward, updater, adaptation, and what the arm is."""
