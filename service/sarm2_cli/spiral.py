@@ -4,27 +4,17 @@ from __future__ import annotations
 
 import inspect
 import json
-import shutil
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, fields, replace
-from functools import partial
+from dataclasses import asdict, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
+from typing import Annotated, TypeAlias
 
 import typer
 from rich.console import Console
 
-from sarm2_cli.scoring import Bundle, Server, served
-from sarm2_client.client import RewardClient
-from sarm2_client.errors import Conflict, InvalidInput
-
-if TYPE_CHECKING:
-    from sarm2_rollouts.collection import Collector
-    from sarm2_spiral.config import SpiralConfig
-    from sarm2_spiral.folder import SpiralFolder
-    from sarm2_spiral.given_policy import GivenPolicy
-    from sarm2_spiral.run import SpiralRun
+from sarm2_cli.scoring import Bundle, Server
+from sarm2_cli.spiral_options import check_asked, configured, given_policy, planned
+from sarm2_cli.spiral_reach import gone_on_with, reaching
+from sarm2_client.errors import InvalidInput
 
 spiral = typer.Typer(
     help="A policy that improves itself: clone demonstrations, collect rollouts, score them with the "
@@ -346,167 +336,3 @@ def one_step(out: Path, workers: int, server: str | None, *kinds: str, ray: str 
     """Do the next stage of each kind in the run at `out`."""
     with gone_on_with(out, workers, server, ray) as loop:
         typer.echo(f"done: {', '.join(loop.step(*kinds))}")
-
-
-def given_policy(policy: str, inputs: list[str] | None, device: str) -> GivenPolicy | None:
-    """The policy that others trained, or None for a built-in one. Raises InvalidInput for other options."""
-    from sarm2_spiral.given_policy import GivenPolicy
-
-    given = GivenPolicy.parse(policy, inputs or (), device)
-    if given is None and inputs:
-        raise InvalidInput(f"--map: the policy {policy!r} is a built-in one, which needs no map", field="map")
-    if device != "cpu" and (given is None or given.library != "lerobot"):
-        raise InvalidInput(
-            f"--policy-device {device}: it says where a policy of LeRobot runs, and {policy!r} is none; "
-            "leave it out",
-            field="policy_device",
-        )
-    return given
-
-
-def configured(
-    preset: str, counts: Mapping[str, int | None], settings: Sequence[str] | None, *, adapt: bool
-) -> SpiralConfig:
-    """A preset and what the options change of it. Raises NotFound or InvalidInput for values that are none.
-
-    Args:
-        counts: of `LoopConfig`, by name; where one is None, the preset's stays.
-        settings: as `with_settings` takes them, but for those that have an option of their own.
-    """
-    from sarm2_spiral.config import spiral_config, with_settings
-
-    for setting in settings or ():
-        section, _, name = setting.partition("=")[0].partition(".")
-        if section == "loop" and name in (*counts, "adapt"):
-            raise InvalidInput(f"--set {setting}: this one has an option of its own, --{name}", field="set")
-    config = with_settings(spiral_config(preset), settings or ())
-    told: dict[str, Any] = {name: count for name, count in counts.items() if count is not None}
-    return replace(config, loop=replace(config.loop, adapt=adapt, **told))
-
-
-def planned(
-    out: Path,
-    task: str,
-    policy: str,
-    config: SpiralConfig,
-    reward: str,
-    updater: str,
-    seed: int,
-    *,
-    given: GivenPolicy | None = None,
-    own: bool = True,
-) -> SpiralFolder:
-    """The folder of a run by its options. Raises NotFound or InvalidInput for values that are none."""
-    from sarm2_cli.record import one_choice
-    from sarm2_rollouts.metaworld_robot import TASKS
-    from sarm2_spiral.folder import SpiralFolder
-    from sarm2_spiral.progress import REWARDS
-
-    name = one_choice("task", task, sorted(TASKS))
-    kind = one_choice("policy", policy, ["image", "state"]) if given is None else "image"
-    source = one_choice("reward", reward, list(REWARDS))
-    kept = one_choice("updater", updater, ["residual", "rabc"])
-    return SpiralFolder(out, name, kind, seed, config, source, kept, given, own)  # type: ignore[arg-type]
-
-
-def check_asked(folder: SpiralFolder, server: str | None, bundle: Path | None) -> None:
-    """Raise InvalidInput for a service or a reward model that a run would never ask."""
-    for option, value in (("server", server), ("bundle", bundle)):
-        if value is not None and not folder.rendered:
-            raise InvalidInput(
-                f"--{option} {value}: a state policy with --reward {folder.reward} asks no service; leave it "
-                "out",
-                field=option,
-            )
-
-
-@contextmanager
-def gone_on_with(out: Path, workers: int, server: str | None, ray: str | None = None) -> Iterator[SpiralRun]:
-    """The run that was begun at `out`. Raises Conflict where there is none, or one of another recipe."""
-    from sarm2_spiral.folder import SpiralFolder
-
-    folder = SpiralFolder.of(out)
-    folder.record.check(resume=True)
-    if folder.rendered and folder.own_service != (server is None):
-        wrong = (
-            "with its own service; leave --server out"
-            if folder.own_service
-            else "through a service; name it with --server"
-        )
-        raise Conflict(f"the run in {out} was begun {wrong}")
-    with reaching(folder, server, None, workers, ray) as loop:
-        yield loop
-
-
-@contextmanager
-def reaching(
-    folder: SpiralFolder, server: str | None, bundle: Path | None, workers: int, ray: str | None = None
-) -> Iterator[SpiralRun]:
-    """A run with the service it asks: a given one, or one of its own with its own copy of the bundle.
-
-    Raises Conflict where another process works in the folder.
-    """
-    import torch
-
-    from sarm2_rollouts.run_record import hold
-    from sarm2_spiral.run import SpiralRun
-
-    # Robots and service have the other cores, and a network this small waits for a thread that finds its core
-    # busy at every step: in one run beside other work, cloning took 431 s with two threads and 26 s with one.
-    torch.set_num_threads(1)
-    made_by = collector(workers, ray)
-    if folder.rendered and server is None and ray not in (None, "local"):
-        raise InvalidInput(
-            f"--ray {ray}: robots elsewhere cannot reach a service that is started here; name a running one "
-            "with --server",
-            field="ray",
-        )
-    hold(folder.root)  # before its models are touched
-    if not folder.rendered:  # a state policy with a control for its reward asks no service
-        with RewardClient() as client:
-            yield SpiralRun(folder, client, "127.0.0.1", 0, collector=made_by)
-        return
-    if server is None:
-        keep_models(folder, bundle)
-    own = bundle if server else folder.reward_model
-    with served(server, own, lasting=True) as (host, port), RewardClient(host=host, port=port) as client:
-        yield SpiralRun(folder, client, host, port, made_by)
-
-
-def collector(workers: int, ray: str | None) -> Collector:
-    """What makes a run's episodes: processes of this machine, or the Ray at an address."""
-    from sarm2_rollouts.collection import iterate_episodes
-    from sarm2_rollouts.ray_collection import iterate_episodes_on_ray
-
-    if ray is None:
-        return partial(iterate_episodes, workers=workers)
-    return partial(iterate_episodes_on_ray, workers=workers, address=ray)
-
-
-def keep_models(folder: SpiralFolder, bundle: Path | None) -> None:
-    """The run's own copies of its reward model: the first one, and the one that is served and may change.
-    Before any stage is finished, another bundle takes their place.
-
-    Raises Conflict for a bundle that is not the one that the run was begun with, and NotFound or InvalidInput
-    for a folder that is no whole bundle: before anything of it is copied.
-    """
-    from sarm2_models.checkpoint import default_bundle, read_manifest, verify_files
-    from sarm2_rollouts.run_record import finished_stages
-
-    first = folder.first_model
-    if bundle is not None and first.exists() and read_manifest(first) != read_manifest(bundle):
-        if finished_stages(folder.root):
-            raise Conflict(f"the run in {folder.root} was begun with another bundle; leave --bundle out")
-        verify_files(bundle, read_manifest(bundle))
-        for place in (first, folder.reward_model):
-            shutil.rmtree(place, ignore_errors=True)
-    for place, source in (
-        (first, bundle or default_bundle()),
-        (folder.reward_model, first),
-    ):
-        if not place.exists():
-            verify_files(source, read_manifest(source))
-            fresh = place.with_name(f".{place.name}.new")
-            shutil.rmtree(fresh, ignore_errors=True)
-            shutil.copytree(source, fresh)
-            fresh.replace(place)

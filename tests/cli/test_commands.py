@@ -23,7 +23,8 @@ from sarm2_cli import doctor
 from sarm2_cli.evaluate import known_tasks
 from sarm2_cli.main import app, main
 from sarm2_cli.record import one_of
-from sarm2_cli.spiral import configured, keep_models, planned
+from sarm2_cli.spiral_options import configured, planned
+from sarm2_cli.spiral_reach import keep_models
 from sarm2_client.errors import Conflict, InvalidInput, NotFound
 from sarm2_models.checkpoint import default_bundle, read_manifest
 from sarm2_rollouts.run_record import settings_of

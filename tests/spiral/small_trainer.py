@@ -11,7 +11,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from sarm2_cli.spiral import reaching
+from sarm2_cli.spiral_reach import reaching
 from sarm2_client.client import RewardClient
 from sarm2_rollouts.collection import iterate_episodes
 from sarm2_spiral.folder import SpiralFolder

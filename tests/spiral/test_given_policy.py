@@ -15,7 +15,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 import fakes
 from running_server import RunningServer
-from sarm2_cli.spiral import given_policy, planned
+from sarm2_cli.spiral_options import given_policy, planned
 from sarm2_client.client import RewardClient
 from sarm2_client.errors import Conflict, ConnectionLost, InvalidInput, NotFound
 from sarm2_rollouts.run_record import RunRecord, finished_stages

@@ -10,7 +10,7 @@ import av
 import pytest
 from rich.console import Console
 
-from sarm2_cli.spiral import reaching
+from sarm2_cli.spiral_reach import reaching
 from sarm2_models.checkpoint import load_bundle, read_manifest
 from sarm2_rollouts.episode_scorer import model_name
 from sarm2_rollouts.relabel import scored_by

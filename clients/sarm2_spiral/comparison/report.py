@@ -33,9 +33,9 @@ PARTS = (
     "weighted. What the loop adds is made of pi_1's rollouts, new ones in every round, the critics' "
     "correction and the adapted reward model; the arms take parts away: `rm1` has no adaptation, `ra-bc` no "
     "critics, `uniform` no rewards and no critics. What else differs: where the service gives no rewards, "
-    "the simulator's verdict ends the rollouts that are learned from; by the clock a failure that flies on has "
-    "gained more than a quick success; in its rounds `ra-bc` weighs as LeRobot does, with a ramp where 2b "
-    "weighs more sharply; and without critics there is no best of several chunks to carry out."
+    "the simulator's verdict ends the rollouts that are learned from; by the clock a failure that flies on "
+    "has gained more than a quick success; in its rounds `ra-bc` weighs as LeRobot does, with a ramp where "
+    "2b weighs more sharply; and without critics there is no best of several chunks to carry out."
 )
 
 
