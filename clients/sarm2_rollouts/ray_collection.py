@@ -83,7 +83,7 @@ def _connected(address: str, workers: int) -> Iterator[None]:
     try:
         import ray
     except ImportError as error:
-        raise InvalidInput('Ray is not installed; install it with: pip install "sarm2[ray]"') from error
+        raise InvalidInput('Ray is not installed; install it with: pip install -e ".[ray]"') from error
     if ray.is_initialized():
         yield
         return

@@ -82,7 +82,7 @@ def make_env(spec: TaskSpec) -> Any:
         from metaworld.env_dict import ALL_V3_ENVIRONMENTS
     except ModuleNotFoundError as error:
         raise InvalidInput(
-            "the simulator is not installed; install it with: pip install 'sarm2-client[sim]'"
+            "the simulator is not installed; install it with: pip install -e './clients[sim]'"
         ) from error
     except ImportError as error:  # the renderer that MUJOCO_GL names, say
         raise InvalidInput(f"the simulator is installed and does not load: {error}") from error

@@ -64,9 +64,9 @@ def adapt(
     seed: Annotated[int, typer.Option(min=0, help="Of the order of batches.")] = 0,
     device: DeviceOption = "cpu",
 ) -> None:
-    """Adapt a reward model to a policy's rollouts: both heads go on learning, the encoder stays frozen.
+    """Adapt a reward model to a policy's rollouts: its heads go on learning, the encoder stays frozen.
 
-    Example: `sarm2 adapt runs/hammer/rounds/1/rollouts --training runs/hammer/demos --out runs/rm2`
+    Example: `sarm2 adapt runs/hammer/rounds/1/rollouts --training runs/hammer/remember --out runs/rm2`
 
     Every fourth episode is held out: half of those calibrate the new model, the others measure both.
 

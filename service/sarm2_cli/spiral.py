@@ -87,8 +87,8 @@ Ray: TypeAlias = Annotated[
         "--ray",
         metavar="ADDRESS",
         help="Make episodes on Ray: `local` (this machine), `auto`, or HOST:PORT of a cluster's head; needs "
-        "`sarm2[ray]` on every node. --workers are then CPUs of the cluster. --out must lie on a disk that "
-        "all nodes share, and the service be reachable from all of them: name it with --server, for one "
+        "the extra `ray` on every node. --workers are then CPUs of the cluster. --out must lie on a disk "
+        "that all nodes share, and the service be reachable from all of them: name it with --server, for one "
         "that is started here answers this machine alone.",
     ),
 ]
@@ -136,7 +136,7 @@ def run(
         str, typer.Option(help="Where --metrics-port listens; 0.0.0.0 for a Prometheus elsewhere.")
     ] = "127.0.0.1",
 ) -> None:
-    """The whole figure: clone, update offline, then collect and update in a loop, with nobody in it.
+    """The whole loop: clone, update offline, then collect, score and update, again and again by itself.
 
     Example: `sarm2 spiral run --task hammer --out runs/hammer`
 
@@ -211,15 +211,15 @@ def offline(out: Out = RUNS, workers: Workers = 2, server: Server = None) -> Non
 
 
 @spiral.command()
-def adapt(out: Out = RUNS, workers: Workers = 2, ray: Ray = None, server: Server = None) -> None:
-    """Adapt the run's reward model to the rollouts of pi_1, labelled once by the simulator."""
-    one_step(out, workers, server, "adapt", ray=ray)
-
-
-@spiral.command()
 def collect(out: Out = RUNS, workers: Workers = 2, ray: Ray = None, server: Server = None) -> None:
     """Collect the next rollouts, streaming them to the service: pi_1's, then the deployed policy's."""
     one_step(out, workers, server, "collect", ray=ray)
+
+
+@spiral.command()
+def adapt(out: Out = RUNS, workers: Workers = 2, ray: Ray = None, server: Server = None) -> None:
+    """Adapt the run's reward model to the rollouts of pi_1, labelled once by the simulator."""
+    one_step(out, workers, server, "adapt", ray=ray)
 
 
 @spiral.command()
@@ -254,7 +254,7 @@ def evaluate(
 
 @spiral.command()
 def report(out: Out = RUNS, workers: Workers = 2, server: Server = None) -> None:
-    """Write the report of a run whose rounds are through: success so far, curves, advantages, films."""
+    """Write the report of what is through so far: success, curves, advantages, films."""
     with gone_on_with(out, workers, server) as loop:
         typer.echo(f"report: {loop.write_report()}")
 
@@ -276,7 +276,7 @@ def compare(
         bool, typer.Option("--report-only", help="Run nothing: write the report of what is finished.")
     ] = False,
 ) -> None:
-    """Every bar and every control in one table: days of one robot, hours of two cores.
+    """Every bar and every control in one table: 63 runs of 10 to 60 minutes.
 
     Example: `sarm2 spiral compare --seeds 0 --only hammer/state --out runs/controls`
 
