@@ -50,9 +50,16 @@ def adapt(
         typer.Option(
             help="`exact`: the dataset's progress. `marks`: as a person labels rollouts, by marking what is "
             "fast, slow, an adjustment or a mistake, and saying in tenths how far it had come where it turned"
-            " and in the end. Worked out from the dataset's true progress: nobody's own marks are read."
+            " and in the end; worked out from the dataset's true progress, or read from --marks."
         ),
     ] = "exact",
+    marks: Annotated[
+        Path | None,
+        typer.Option(
+            help="A person's own marks, instead of worked out ones: a line of JSON for every rollout (see "
+            "`sarm2_rollouts/marks_file.py`)."
+        ),
+    ] = None,
     steps: Annotated[
         int | None,
         typer.Option(
@@ -86,7 +93,7 @@ def adapt(
     from sarm2_models.train.adapt import adapt_job, check_out, check_replaced, curve_job
     from sarm2_models.train.jobs import Job, run_jobs
 
-    kind = one_choice("labels", labels, ["exact", "marks"])
+    kind = "marks" if marks is not None else one_choice("labels", labels, ["exact", "marks"])
     if count is not None and curve is not None:
         raise InvalidInput(
             f"--count {count} and --curve {curve} exclude each other: a curve names its counts itself",
@@ -101,13 +108,13 @@ def adapt(
     logs = out.with_name(f".{out.name}.adapting")
     if curve is not None:
         counts = whole_numbers("curve", curve)
-        job = Job("adapting", curve_job, (*given, counts, kind, steps, seed, device), logs)
+        job = Job("adapting", curve_job, (*given, counts, kind, marks, steps, seed, device), logs)
         run_jobs([job], at_once=1, console=Console(stderr=True))
         found = json.loads((out / "curve.json").read_text())
         Console().print(falling(found))
         typer.echo(f"picture: {out / 'curve.png'}")
         return
-    job = Job("adapting", adapt_job, (*given, count, kind, steps, seed, device), logs)
+    job = Job("adapting", adapt_job, (*given, count, kind, marks, steps, seed, device), logs)
     run_jobs([job], at_once=1, console=Console(stderr=True))
     report = json.loads((out / "report" / "adaptation.json").read_text())
     Console().print(comparison(report))

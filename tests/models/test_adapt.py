@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from models.synthetic import FRAMES, synthetic_episode, write_synthetic
-from sarm2_client.errors import InvalidInput
+from sarm2_client.errors import InvalidInput, NotFound
 from sarm2_models.checkpoint import default_bundle, load_bundle, read_manifest, save_bundle
 from sarm2_models.estimate import Estimate
 from sarm2_models.train import adaptation_parts
@@ -23,8 +23,9 @@ from sarm2_models.train.plan import PlannedEpisode
 from sarm2_models.train.windows import Frames
 from sarm2_models.vocabulary import load_vocabulary
 from sarm2_rollouts.episode import EpisodeKind, LabelledSegment
+from sarm2_rollouts.lerobot_reader import open_dataset
 from sarm2_rollouts.lerobot_writer import write_dataset
-from sarm2_rollouts.simulated_marks import as_marked
+from sarm2_rollouts.simulated_marks import marks_of
 from sarm2_rollouts.tasks import STATE_NAMES, TASKS
 from sarm2_spiral.config import METAWORLD
 from sarm2_spiral.folder import LEAST_ADAPTED
@@ -140,6 +141,38 @@ def test_of_marked_rollouts_nothing_learns_which_primitives_they_are_of(
     assert models[0].weights_sha256 == models[1].weights_sha256
     for model in models:
         assert model.calibration == replace(first.calibration, interval=models[0].calibration.interval)
+
+
+def write_marks(rollouts: Path, path: Path, final: float | None = None) -> Path:
+    """What a person would mark, as a person writes it down; but for the end, if that is given."""
+    lines = []
+    for number, episode in enumerate(open_dataset(rollouts, pictures=False)):
+        assert episode.progress_T is not None
+        told = asdict(marks_of(episode.progress_T, episode.fps))
+        lines.append(json.dumps({"episode": number, **told, **({} if final is None else {"final": final})}))
+    path.write_text("\n".join(reversed(lines)) + "\n")
+    return path
+
+
+def test_a_persons_own_marks_are_learned_from(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    plan = replace(SHORT, stage_steps=1, value_steps=2)
+    same, lower = write_marks(folders[0], tmp_path / "same"), write_marks(folders[0], tmp_path / "lower", 0.1)
+    hashes, reports = [], []
+    for place, marks in enumerate((None, same, lower)):
+        out = tmp_path / str(place)
+        reports.append(adapt(default_bundle(), *folders, out, labels="marks", marks=marks, plan=plan))
+        hashes.append(load_bundle(out).weights_sha256)
+    assert hashes[0] == hashes[1] != hashes[2]
+    told = [None, *(hashlib.sha256(path.read_bytes()).hexdigest() for path in (same, lower))]
+    assert [report["marks_sha256"] for report in reports] == told
+    assert reports[2]["before"] == reports[0]["before"], "what measures is the truth"
+    with pytest.raises(InvalidInput, match="they go with --labels marks, got exact"):
+        adapt(default_bundle(), *folders, tmp_path / "no", marks=same)
+    same.write_text(same.read_text().splitlines()[0])
+    with pytest.raises(InvalidInput, match="7 episodes are not marked: 0, 1, 2, 3, 4, "):
+        adapt(default_bundle(), *folders, tmp_path / "no", labels="marks", marks=same)
+    with pytest.raises(NotFound, match="no such file"):
+        adapt(default_bundle(), *folders, tmp_path / "no", labels="marks", marks=tmp_path / "none")
 
 
 def test_an_embedding_that_was_killed_goes_on_with_the_frames_that_are_missing(
@@ -259,12 +292,11 @@ def test_parts_are_cut_and_joined_by_episodes(folders: tuple[Path, Path], tmp_pa
     assert both.corpus.seed_N.tolist() == [*corpus.seed_N[odd_N], *corpus.seed_N[~odd_N]]
     assert both.frames.last_T[-1] == len(corpus) - 1
     said_T = np.arange(len(odd.frames))
-    marked = odd.as_marked(said_T)
-    np.testing.assert_allclose(
-        marked.frames.progress_T[second], as_marked(odd.corpus.progress_T[second], corpus.fps)
-    )
+    marked_T = np.linspace(0, 1, len(corpus), dtype=np.float32)
+    marked = replace(whole, marked_T=marked_T).only(odd_N).as_marked(said_T)
     for labels in (marked.frames, marked.corpus):
         np.testing.assert_array_equal(labels.primitive_T, said_T)
+        np.testing.assert_array_equal(labels.progress_T[second], marked_T[corpus.frames(3)])
 
 
 def test_rollouts_and_training_weigh_half_each_however_many_they_are(tmp_path: Path) -> None:

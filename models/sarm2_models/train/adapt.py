@@ -9,6 +9,7 @@ Shapes: T frames, N episodes.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from collections.abc import Sequence
@@ -84,6 +85,7 @@ def adapt(
     *,
     rollout_count: int | None = None,
     labels: Labels = "exact",
+    marks: Path | None = None,
     plan: HeadPlan = PLAN,
     seed: int = 0,
     device: str = "cpu",
@@ -102,6 +104,7 @@ def adapt(
             (`simulated_marks`), which is coarser and names no primitives: the stage estimator, its
             temperature and its rule then stay as they are, and its own primitives go with the marks. What
             measures is the truth either way.
+        marks: a person's own, of every rollout (`marks_file`); by default they are worked out from the truth.
         plan: of both heads.
         device: where pictures are embedded and the heads learn; one that was killed may go on with another.
 
@@ -113,10 +116,10 @@ def adapt(
     check_out(out, bundle)
     check_replaced(out)
     model = _loaded(bundle, device)
-    options = Options(rollout_count, labels, plan, seed)
+    options = Options(rollout_count, labels, plan, seed, _digest(marks, labels))
     work = _work(out, model, [rollouts, training], options)
     counts = [] if rollout_count is None else [rollout_count]
-    parts = load_parts(model, rollouts, training, work, counts, "count", device, tick)
+    parts = load_parts(model, rollouts, training, work, counts, "count", device, tick, marks)
     adapted = _learn(model, parts, work, options, tick)
     _save(out, model, adapted, parts[0].corpus.instructions)
     shutil.rmtree(work)
@@ -131,6 +134,7 @@ def adapt_curve(
     counts: Sequence[int],
     *,
     labels: Labels = "exact",
+    marks: Path | None = None,
     plan: HeadPlan = PLAN,
     seed: int = 0,
     device: str = "cpu",
@@ -147,10 +151,11 @@ def adapt_curve(
     """
     check_out(out, bundle)
     model = _loaded(bundle, device)
-    work = _work(out, model, [rollouts, training], Options(None, labels, plan, seed))
-    parts = load_parts(model, rollouts, training, work, counts, "curve", device, tick)
+    options = Options(None, labels, plan, seed, _digest(marks, labels))
+    work = _work(out, model, [rollouts, training], options)
+    parts = load_parts(model, rollouts, training, work, counts, "curve", device, tick, marks)
     by_count = {
-        count: _learn(model, parts, work / str(count), Options(count, labels, plan, seed), tick)
+        count: _learn(model, parts, work / str(count), replace(options, rollout_count=count), tick)
         for count in sorted(counts)
     }
     content = _write_curve(by_count, labels, out)
@@ -203,6 +208,7 @@ class Options:
     labels: Labels
     plan: HeadPlan
     seed: int
+    marks_sha256: str | None
 
 
 @dataclass(frozen=True)
@@ -211,7 +217,7 @@ class Adapted:
 
     Attributes:
         adapted_from: RM1's name.
-        labels: as in `adapt`.
+        labels: as in `adapt`. marks_sha256: of the file of a person's own, if they were read from one.
         heads, calibration: RM2's.
         learned, measured: the episodes of each, those of rollouts first.
         before, after: RM1's and RM2's metrics on `measured`.
@@ -219,6 +225,7 @@ class Adapted:
 
     adapted_from: str
     labels: Labels
+    marks_sha256: str | None
     heads: Heads
     calibration: Calibration
     learned: Sequence[int]
@@ -232,6 +239,7 @@ class Adapted:
         return {
             "adapted_from": self.adapted_from,
             "labels": self.labels,
+            "marks_sha256": self.marks_sha256,
             **{name: {"learned": learned, "measured": measured} for name, learned, measured in episodes},
             "before": {metric: self.before[metric].as_json() for metric in METRICS},
             "after": {metric: self.after[metric].as_json() for metric in METRICS},
@@ -239,6 +247,15 @@ class Adapted:
                 metric: self.after[metric].over(self.before[metric]).as_json() for metric in ERRORS
             },
         }
+
+
+def _digest(marks: Path | None, labels: Labels) -> str | None:
+    """The hash of a person's marks. Raises InvalidInput for marks that nothing would read, or for no file."""
+    if marks is None:
+        return None
+    if labels != "marks":
+        raise InvalidInput(f"--marks {marks}: they go with --labels marks, got {labels}", field="marks")
+    return hashlib.sha256(marks.read_bytes()).hexdigest() if marks.exists() else None
 
 
 def _loaded(bundle: Path, device: str) -> RewardModel:
@@ -299,6 +316,7 @@ def _learn(model: RewardModel, parts: Sequence[Part], work: Path, options: Optio
     return Adapted(
         model_name(model.model_id, model.version, model.weights_sha256),
         options.labels,
+        options.marks_sha256,
         after,
         fitted,
         [part.corpus.episodes for part in learned],
@@ -316,6 +334,7 @@ def adapt_job(
     out: Path,
     count: int | None,
     labels: Labels,
+    marks: Path | None,
     steps: int | None,
     seed: int,
     device: str,
@@ -328,6 +347,7 @@ def adapt_job(
         out,
         rollout_count=count,
         labels=labels,
+        marks=marks,
         plan=plan_of(steps),
         seed=seed,
         device=device,
@@ -343,6 +363,7 @@ def curve_job(
     out: Path,
     counts: Sequence[int],
     labels: Labels,
+    marks: Path | None,
     steps: int | None,
     seed: int,
     device: str,
@@ -355,6 +376,7 @@ def curve_job(
         out,
         counts,
         labels=labels,
+        marks=marks,
         plan=plan_of(steps),
         seed=seed,
         device=device,

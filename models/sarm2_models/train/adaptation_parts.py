@@ -23,6 +23,7 @@ from sarm2_models.train.loop import Tick
 from sarm2_models.train.windows import Frames, hints_of
 from sarm2_models.window import BoolArray, Float32Array, IntArray
 from sarm2_rollouts.lerobot_reader import open_dataset
+from sarm2_rollouts.marks_file import marked_curves
 from sarm2_rollouts.simulated_marks import as_marked
 
 HELD_OUT = 4
@@ -34,14 +35,22 @@ PARTS = ("rollouts", "training")
 
 @dataclass(frozen=True)
 class Part:
-    """A dataset as arrays: episodes to learn from, to calibrate on and to measure on."""
+    """A dataset as arrays: episodes to learn from, to calibrate on and to measure on.
+
+    Attributes:
+        marked_T: float32, progress as a person marks it, of rollouts alone.
+    """
 
     corpus: Corpus
     frames: Frames
+    marked_T: Float32Array | None = None
 
     def only(self, chosen_N: BoolArray) -> Part:
         """Some of the episodes."""
-        return Part(self.corpus.only(chosen_N), self.frames.only(chosen_N, self.corpus.length_N))
+        corpus = self.corpus
+        chosen_T = np.repeat(chosen_N, corpus.length_N)
+        marked_T = None if self.marked_T is None else self.marked_T[chosen_T]
+        return Part(corpus.only(chosen_N), self.frames.only(chosen_N, corpus.length_N), marked_T)
 
     def as_marked(self, said_T: IntArray) -> Part:
         """The same with what a person's marks say: progress alone.
@@ -49,14 +58,8 @@ class Part:
         Args:
             said_T: primitives of all frames, which nobody names: the stage estimator's take their place.
         """
-        corpus = self.corpus
-        curves = [
-            as_marked(corpus.progress_T[corpus.frames(number)], corpus.fps)
-            for number in range(corpus.episodes)
-        ]
-        progress_T = np.concatenate(curves) if curves else corpus.progress_T
-        labels: dict[str, Any] = {"progress_T": progress_T, "primitive_T": said_T}
-        return Part(replace(corpus, **labels), replace(self.frames, **labels))
+        labels: dict[str, Any] = {"progress_T": self.marked_T, "primitive_T": said_T}
+        return Part(replace(self.corpus, **labels), replace(self.frames, **labels))
 
     @staticmethod
     def joined(parts: Sequence[Part]) -> Part:
@@ -75,11 +78,15 @@ def load_parts(
     field: str,
     device: str,
     tick: Tick,
+    marks: Path | None = None,
 ) -> list[Part]:
     """Both datasets, kept in `work` for a second start.
 
-    Raises InvalidInput, before anything is embedded, for too few episodes, and with `field` for more rollouts
-    in `counts` than there are to learn from.
+    Args:
+        marks: a person's, of all rollouts; by default what one would mark (`simulated_marks`).
+
+    Raises, before anything is embedded, InvalidInput for too few episodes, and with `field` for more rollouts
+    in `counts` than there are to learn from, and what `marked_curves` raises.
     """
     roots = dict(zip(PARTS, (rollouts, training), strict=True))
     for name, root in roots.items():
@@ -89,7 +96,16 @@ def load_parts(
     for name, corpus in corpora.items():
         _check_episodes(name, corpus)
     _check_counts(counts, corpora[PARTS[0]], field)
-    return [_embedded(model, corpus, work / name, device, tick) for name, corpus in corpora.items()]
+    marked_T = _marked(corpora[PARTS[0]], marks)
+    first, second = (_embedded(model, corpora[name], work / name, device, tick) for name in PARTS)
+    return [replace(first, marked_T=marked_T), second]
+
+
+def _marked(rollouts: Corpus, marks: Path | None) -> Float32Array:
+    if marks is not None:
+        return np.concatenate(marked_curves(marks, rollouts.length_N.tolist()))
+    true = (rollouts.progress_T[rollouts.frames(number)] for number in range(rollouts.episodes))
+    return np.concatenate([as_marked(curve_T, rollouts.fps) for curve_T in true])
 
 
 def _check_cameras(name: str, root: Path, cameras: Sequence[str]) -> None:
