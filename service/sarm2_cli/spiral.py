@@ -323,7 +323,7 @@ def settings() -> None:
     console = Console()
     for section in fields(SpiralConfig):
         by_preset = {name: asdict(getattr(config, section.name)) for name, config in PRESETS.items()}
-        table = Table(section.name, *by_preset, title_justify="left")
+        table = Table(section.name, *by_preset)
         for name in next(iter(by_preset.values())):
             values = [json.dumps(one[name]) for one in by_preset.values()]
             table.add_row(f"{section.name}.{name}", *values)
