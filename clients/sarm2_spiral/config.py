@@ -129,7 +129,8 @@ class LoopConfig:
         rollouts: episodes a round.
         exploration: standard deviations of the noise on actions; the rollouts of a round take them in turn.
         trial: episodes by which a candidate must hold its own before it is deployed.
-        margin: how much less mean final progress than the deployed policy's is still forgiven.
+        margin: how much less mean final progress than the deployed policy's is still forgiven; below 0, how
+            much more is asked for.
         evaluation: episodes by which a policy is judged in the end. between: the same after each round.
         longest: frames after which a rollout ends.
         smooth: standard deviation, in frames, of the Gaussian that the progress curve is smoothed with.
@@ -176,9 +177,10 @@ class LoopConfig:
         _check(self, "rollouts", len(self.exploration), ROUND_SEEDS)
         for name in ("demos", "adapt_steps", "trial", "evaluation", "between", "longest", "gain_frames"):
             _check(self, name, 1)
-        for name in ("demo_noise", "remember", "margin", "smooth"):
+        for name in ("demo_noise", "remember", "smooth"):
             _check(self, name, 0)
         _check(self, "demo_bad_rate", 0, 1)
+        _check(self, "margin", -1, 1)
         _check_above_0(self, "kappa")
 
 

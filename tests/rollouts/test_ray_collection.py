@@ -69,7 +69,7 @@ def no_ray() -> None:
 
 def test_a_missing_ray_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
-    with pytest.raises(InvalidInput, match=r'pip install "sarm2\[ray\]"'):
+    with pytest.raises(InvalidInput, match=r'pip install -e "\.\[ray\]"'):
         next(on_ray(a_plan(1)))
 
 
