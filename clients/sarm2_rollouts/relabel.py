@@ -133,6 +133,7 @@ def relabel(
         if failures and not skip_failed:
             raise InvalidInput(_told(failures), field="frames")
         _join(dataset, wanted, failures)
+    tick(len(dataset), len(dataset))
     return _weigh(dataset, chunk, kappa, failures)
 
 
