@@ -15,7 +15,7 @@ from PIL import Image
 from rich.console import Console
 
 from sarm2_client.client import RewardClient
-from sarm2_client.errors import Conflict
+from sarm2_client.errors import Conflict, InvalidInput
 from sarm2_rollouts.run_record import RunRecord, finished_stages
 from sarm2_spiral.comparison.bars import BARS, auc_bar, gained, loop_bar, minutes_bar, success_bar
 from sarm2_spiral.comparison.cells import ARMS, CONTROLLED, DEMOS, MAIN, SEEDS, Arm, Cell, cells
@@ -91,6 +91,12 @@ def test_controls_begin_alike_are_reported_and_never_done_twice(tmp_path: Path) 
     for name in ("spiral.json", "spiral.md"):
         assert (again / name).read_text() == (report / name).read_text(), "the outcomes tell the same"
     assert not any((elsewhere / cell.name).exists() for cell in chosen), "it was flown again"
+    outcome = elsewhere / "outcomes" / chosen[0].name / "seed3.json"
+    told = json.loads(outcome.read_text())
+    outcome.write_text(json.dumps({name: value for name, value in told.items() if name != "reward_model"}))
+    with pytest.raises(InvalidInput, match="lacks reward_model: another version wrote it"):
+        replace(comparison, root=elsewhere).write()
+    outcome.write_text(json.dumps(told))
     longer = replace(config, loop=replace(config.loop, rounds=2))
     with pytest.raises(Conflict, match=r"other settings \(config\.\S+: \S+, now "):
         replace(comparison, root=elsewhere, config=longer).start()

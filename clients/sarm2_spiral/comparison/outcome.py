@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from sarm2_client.errors import Conflict
+from sarm2_client.errors import Conflict, InvalidInput
 from sarm2_rollouts.relabel import scored_by
 from sarm2_rollouts.run_record import finished_stages, other_settings, tries_of_stages
 from sarm2_rollouts.whole_file import whole_file
@@ -142,13 +142,19 @@ def keep_outcome(run: SpiralFolder, path: Path) -> None:
 
 
 def kept_outcome(run: SpiralFolder, path: Path) -> RunOutcome | None:
-    """What a run came to, from its file; None where there is none, or that of a run with other settings."""
+    """What a run came to, from its file; None where there is none, or that of a run with other settings.
+
+    Raises InvalidInput for a file that another version wrote.
+    """
     if not path.exists():
         return None
     kept = json.loads(path.read_text())
     if other_settings(run.settings(), kept["settings"]):
         return None
-    return RunOutcome(**{name: kept[name] for name in RunOutcome.__dataclass_fields__})
+    names = [field.name for field in fields(RunOutcome)]
+    if missing := [name for name in names if name not in kept]:
+        raise InvalidInput(f"{path} lacks {', '.join(missing)}: another version wrote it; move it away")
+    return RunOutcome(**{name: kept[name] for name in names})
 
 
 def check_outcome(run: SpiralFolder, path: Path) -> None:
