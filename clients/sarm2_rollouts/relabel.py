@@ -129,7 +129,7 @@ def relabel(
     failures = None if restart else _finished(dataset.root / PROGRESS_FILE, wanted)
     if failures is None or (failures and not skip_failed):
         _claim(dataset.root / PARTS, wanted, restart)
-        failures = _score_all(dataset, scorer, prepare, skip_failed, tick)
+        failures = _score_all(dataset, scorer, str(wanted["model"]), prepare, skip_failed, tick)
         if failures and not skip_failed:
             raise InvalidInput(_told(failures), field="frames")
         _join(dataset, wanted, failures)
@@ -149,12 +149,13 @@ def _finished(progress: Path, wanted: Mapping[str, object]) -> Failures | None:
 def _score_all(
     dataset: Dataset,
     scorer: EpisodeScorer,
+    model: str,
     prepare: Callable[[Episode], Episode],
     skip_failed: bool,
     tick: Tick,
 ) -> Failures:
     """A part for every episode that has none; returns what could not be scored."""
-    model, failures = scorer.model, list[tuple[int, int, str]]()
+    failures: list[tuple[int, int, str]] = []
     for index in range(len(dataset)):
         place = _part(dataset, index)
         failed = _kept_failures(place)

@@ -27,7 +27,7 @@ DECIMALS = 4
 last bits, and a training that goes on after a kill must not."""
 
 
-def progress_curves(dataset: Dataset, reward: Reward, demo_frames: float) -> list[Float32Array | None]:
+def progress_curves(dataset: Dataset, reward: Reward, demo_frames: float) -> Sequence[Float32Array | None]:
     """The progress (T,) of every episode of a dataset, by a source; None for one that could not be scored.
 
     Args:
@@ -43,7 +43,7 @@ def progress_curves(dataset: Dataset, reward: Reward, demo_frames: float) -> lis
     if reward == "linear":
         return [np.minimum(np.arange(n) / demo_frames, 1.0).astype(np.float32) for n in lengths]
     if reward == "success":
-        return [*_verdicts(lengths, [bool(episode.success) for episode in dataset])]
+        return _verdicts(lengths, [bool(episode.success) for episode in dataset])
     return [np.zeros(n, dtype=np.float32) for n in lengths]
 
 

@@ -250,7 +250,8 @@ class Adapted:
 
 
 def _digest(marks: Path | None, labels: Labels) -> str | None:
-    """The hash of a person's marks. Raises InvalidInput for marks that nothing would read, or for no file."""
+    """The hash of a person's marks; None for a missing file, which `load_parts` tells of. Raises InvalidInput
+    for marks that nothing would read."""
     if marks is None:
         return None
     if labels != "marks":

@@ -38,7 +38,7 @@ class Part:
     """A dataset as arrays: episodes to learn from, to calibrate on and to measure on.
 
     Attributes:
-        marked_T: float32, progress as a person marks it, of rollouts alone.
+        marked_T: float32, progress as a person marked it; None where nobody did.
     """
 
     corpus: Corpus
@@ -53,13 +53,20 @@ class Part:
         return Part(corpus.only(chosen_N), self.frames.only(chosen_N, corpus.length_N), marked_T)
 
     def as_marked(self, said_T: IntArray) -> Part:
-        """The same with what a person's marks say: progress alone.
+        """The same with what a person's marks say, or would say (`simulated_marks`): progress alone.
 
         Args:
             said_T: primitives of all frames, which nobody names: the stage estimator's take their place.
         """
-        labels: dict[str, Any] = {"progress_T": self.marked_T, "primitive_T": said_T}
-        return Part(replace(self.corpus, **labels), replace(self.frames, **labels))
+        corpus, progress_T = self.corpus, self.marked_T
+        if progress_T is None:
+            curves = [
+                as_marked(corpus.progress_T[corpus.frames(number)], corpus.fps)
+                for number in range(corpus.episodes)
+            ]
+            progress_T = np.concatenate(curves) if curves else corpus.progress_T
+        labels: dict[str, Any] = {"progress_T": progress_T, "primitive_T": said_T}
+        return Part(replace(corpus, **labels), replace(self.frames, **labels))
 
     @staticmethod
     def joined(parts: Sequence[Part]) -> Part:
@@ -83,7 +90,7 @@ def load_parts(
     """Both datasets, kept in `work` for a second start.
 
     Args:
-        marks: a person's, of all rollouts; by default what one would mark (`simulated_marks`).
+        marks: a person's, of all rollouts.
 
     Raises, before anything is embedded, InvalidInput for too few episodes, and with `field` for more rollouts
     in `counts` than there are to learn from, and what `marked_curves` raises.
@@ -96,16 +103,11 @@ def load_parts(
     for name, corpus in corpora.items():
         _check_episodes(name, corpus)
     _check_counts(counts, corpora[PARTS[0]], field)
-    marked_T = _marked(corpora[PARTS[0]], marks)
+    marked_T = None
+    if marks is not None:
+        marked_T = np.concatenate(marked_curves(marks, corpora[PARTS[0]].length_N.tolist()))
     first, second = (_embedded(model, corpora[name], work / name, device, tick) for name in PARTS)
     return [replace(first, marked_T=marked_T), second]
-
-
-def _marked(rollouts: Corpus, marks: Path | None) -> Float32Array:
-    if marks is not None:
-        return np.concatenate(marked_curves(marks, rollouts.length_N.tolist()))
-    true = (rollouts.progress_T[rollouts.frames(number)] for number in range(rollouts.episodes))
-    return np.concatenate([as_marked(curve_T, rollouts.fps) for curve_T in true])
 
 
 def _check_cameras(name: str, root: Path, cameras: Sequence[str]) -> None:
