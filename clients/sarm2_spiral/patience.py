@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable
-from typing import TypeVar
+from typing import TypeAlias, TypeVar
 
 from sarm2_client.errors import ConnectionLost, Draining, Overloaded, WaitTimeout
 
@@ -15,6 +15,7 @@ PAUSE_S = 2.0
 LONGEST_PAUSE_S = 30.0
 
 Thing = TypeVar("Thing")
+Say: TypeAlias = Callable[[str], None]
 
 
 def _on_stderr(text: str) -> None:
@@ -25,7 +26,7 @@ def patiently(
     work: Callable[[], Thing],
     *,
     outage_s: float = OUTAGE_S,
-    tell: Callable[[str], None] = _on_stderr,
+    tell: Say = _on_stderr,
 ) -> Thing:
     """Do some work that needs the service, again and again while the service is away.
 

@@ -17,11 +17,12 @@ import numpy as np
 
 from sarm2_rollouts.lerobot_reader import open_dataset
 from sarm2_rollouts.rabc import gains
+from sarm2_spiral.decision import load_decision
 from sarm2_spiral.evaluation import rows_of, success_rate
 from sarm2_spiral.folder import SpiralFolder
 from sarm2_spiral.replay import DONE_ABOVE
 from sarm2_spiral.residual_update import FIGURES
-from sarm2_spiral.stages import load_decision, rewards, smoothing
+from sarm2_spiral.rewards import rewards, smoothing
 from sarm2_spiral.targets import Float32Array, smoothed
 from sarm2_spiral.wilson import Rate
 

@@ -38,6 +38,8 @@ from sarm2_rollouts.episode_video import draw_video
 from sarm2_rollouts.metaworld_robot import EpisodePlan
 from sarm2_rollouts.run_record import finished_stages
 from sarm2_spiral import stages
+from sarm2_spiral.data import Data, load
+from sarm2_spiral.decision import decide, load_decision
 from sarm2_spiral.evaluation import evaluate, success_rate
 from sarm2_spiral.folder import SpiralFolder
 from sarm2_spiral.metrics import LoopMetrics
@@ -45,6 +47,7 @@ from sarm2_spiral.patience import patiently
 from sarm2_spiral.pilot import Base, Pilot, load_base
 from sarm2_spiral.report import collected, rounds_through, write_report
 from sarm2_spiral.residual_update import Tick
+from sarm2_spiral.rewards import Rule
 from sarm2_spiral.wilson import Rate
 
 ABSENT = {
@@ -198,7 +201,7 @@ class SpiralRun:
             elif kind == "relabel" and int(what) > 0:
                 self.metrics.collected(int(what), collected(self.run, int(what)))
             elif kind == "trial":
-                self.metrics.decided(int(what), deployed=stages.load_decision(self.run, int(what)).deployed)
+                self.metrics.decided(int(what), deployed=load_decision(self.run, int(what)).deployed)
 
     # --- stages ----------------------------------------------------------------------------------------
 
@@ -209,7 +212,7 @@ class SpiralRun:
         )
         self._score(self.run.demos, "demos")
 
-    def _clone(self, name: str, rule: stages.Rule) -> None:
+    def _clone(self, name: str, rule: Rule) -> None:
         with self._bar(f"cloning {name}") as tick:
             stages.clone_policy(self.run, name, [self._load("demos")], rule, tick)
 
@@ -251,7 +254,7 @@ class SpiralRun:
         # Scores of two models are never compared: the service may have another one now.
         self._score(self._place(f"round{number}"), f"round {number} again")
         self._score(root, f"trial {number}")
-        decision = stages.decide(run, number, self._load(f"round{number}"), self._load(f"trial{number}"))
+        decision = decide(run, number, self._load(f"round{number}"), self._load(f"trial{number}"))
         if self.metrics is not None:
             self.metrics.decided(number, deployed=decision.deployed)
         word = "deployed" if decision.deployed else "not deployed"
@@ -305,7 +308,7 @@ class SpiralRun:
         Raises NotFound where the round is not through yet.
         """
         for past in range(number, 0, -1):
-            if stages.load_decision(self.run, past).deployed:
+            if load_decision(self.run, past).deployed:
                 return self._candidate(past)
         return self._pilot(self._base("offline"), None)
 
@@ -348,10 +351,10 @@ class SpiralRun:
         what, number = ("rollouts", name[5:]) if name.startswith("round") else ("trial", name[5:])
         return self.run.round(int(number)) / what
 
-    def _load(self, name: str) -> stages.Data:
+    def _load(self, name: str) -> Data:
         """A dataset by its name."""
         pilot = self._pilot(self._base("bc"), None)
-        return stages.load(self.run, name, self._place(name), pilot, self._say)
+        return load(self.run, name, self._place(name), pilot, self._say)
 
     def _score(self, root: Path, name: str) -> None:
         with self._bar(f"scoring {name}") as tick:

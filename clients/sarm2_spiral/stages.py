@@ -5,29 +5,26 @@ Shapes: T frames, F features, M latents, H actions of a chunk, E executed ones, 
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from rich.console import Console
 
-from sarm2_client.errors import Conflict, InvalidInput, ModelFailed, NotFound, WaitTimeout
+from sarm2_client.errors import Conflict, InvalidInput, ModelFailed, WaitTimeout
 from sarm2_rollouts.collection import Collector, MakeEpisode, make_planned
 from sarm2_rollouts.episode import Episode
 from sarm2_rollouts.episode_scorer import EpisodeScorer, EpisodeScores
-from sarm2_rollouts.lerobot_reader import Dataset, open_dataset
+from sarm2_rollouts.lerobot_reader import open_dataset
 from sarm2_rollouts.metaworld_robot import ACTION_NAMES, STATE_NAMES, EpisodePlan
-from sarm2_rollouts.rabc import gain_weights, gains, rabc_weights, suggested_kappa
 from sarm2_rollouts.recorder import kept_episodes, record
 from sarm2_rollouts.relabel import forget_parts, relabel, scored_by
 from sarm2_rollouts.whole_file import whole_file
@@ -35,23 +32,19 @@ from sarm2_rollouts.with_parent import ending_with_me
 from sarm2_spiral.checkpoint import save_weights
 from sarm2_spiral.cloning import clone
 from sarm2_spiral.config import UpdateConfig
+from sarm2_spiral.data import Data
+from sarm2_spiral.decision import load_decision
 from sarm2_spiral.folder import SpiralFolder
 from sarm2_spiral.given_policy import GivenPolicy
 from sarm2_spiral.kept_array import kept_array
-from sarm2_spiral.patience import patiently
+from sarm2_spiral.patience import Say, patiently
 from sarm2_spiral.pilot import Base, Pilot, load_base
-from sarm2_spiral.progress import progress_curves
 from sarm2_spiral.recorded_chunks import RecordedChunks
-from sarm2_spiral.replay import Replay, Trajectory, executed_chunks
+from sarm2_spiral.replay import Replay, Trajectory
 from sarm2_spiral.residual import Learner
 from sarm2_spiral.residual_update import ResidualUpdate, Tick
-from sarm2_spiral.targets import Float32Array, smoothed
+from sarm2_spiral.rewards import Rule, frame_weights, with_demo_share
 
-Say: TypeAlias = Callable[[str], None]
-Rule: TypeAlias = Literal["alike", "gain", "lerobot"]
-"""The weight of a frame in cloning: that of any other, `gain_weights`, or LeRobot's."""
-
-BoolArray: TypeAlias = npt.NDArray[np.bool_]
 Embed: TypeAlias = Callable[[Sequence[npt.NDArray[np.uint8]]], npt.NDArray[np.float16]]
 """Pictures (H, W, 3) to their embeddings (N, D): `RewardClient.embed`."""
 
@@ -65,21 +58,6 @@ DEVICE = "SARM2_DEVICE"
 PROBE_SIDE = 96
 PROBE_COSINE = 0.99
 """Devices, precisions and batches turn an embedding by far less, another encoder by far more."""
-
-
-@dataclass(frozen=True)
-class Data:
-    """A dataset as the learner reads it: instruction, features, actions and progress of every episode that
-    could be scored, and which one of the dataset it is."""
-
-    name: str
-    root: Path
-    numbers: list[int]
-    tasks: list[str]
-    features: list[Float32Array]
-    actions: list[Float32Array]
-    progress: list[Float32Array]
-    demo: bool
 
 
 def record_scripted(
@@ -214,48 +192,6 @@ def check_given(run: SpiralFolder) -> None:
         )
 
 
-def smoothing(run: SpiralFolder) -> float:
-    """Standard deviation, in frames, that progress is smoothed with; a verdict is no curve."""
-    return 0.0 if run.reward == "success" else run.config.loop.smooth
-
-
-def load(run: SpiralFolder, name: str, root: Path, pilot: Pilot, say: Say) -> Data:
-    """A dataset's features (those that are kept are not asked for again), actions and smoothed progress."""
-    source, seen = pilot.features(), open_dataset(root, pictures=run.kind == "image")
-
-    def features(number: int) -> Float32Array:
-        episode = seen.episode(number)
-        return patiently(lambda: source.recorded(episode), tell=say)
-
-    episodes, curves, smooth = list(open_dataset(root, pictures=False)), rewards(run, root), smoothing(run)
-    return Data(
-        name=name,
-        root=root,
-        numbers=list(curves),
-        tasks=[episodes[number].task for number in curves],
-        features=[
-            kept_array(run.features(name) / f"{number:06d}.npy", partial(features, number))
-            for number in curves
-        ],
-        actions=[_actions(episodes[number]) for number in curves],
-        progress=[smoothed(curve_T, smooth) for curve_T in curves.values()],
-        demo=root == run.demos,
-    )
-
-
-def rewards(run: SpiralFolder, root: Path) -> dict[int, Float32Array]:
-    """The progress (T,) of the episodes of a dataset, by their number and the source that the run has for it.
-
-    One that could not be scored is left out. Raises InvalidInput where none could.
-    """
-    demo_frames = float(np.mean(_lengths(open_dataset(run.demos))))
-    found = progress_curves(open_dataset(root, pictures=False), run.reward, demo_frames)
-    known = {number: curve_T for number, curve_T in enumerate(found) if curve_T is not None}
-    if not known:
-        raise InvalidInput(f"{root}: no episode could be scored: there is nothing to learn", field="frames")
-    return known
-
-
 def clone_policy(run: SpiralFolder, name: str, data: Sequence[Data], rule: Rule, tick: Tick) -> Path:
     """A base policy cloned from datasets, its frames weighted by a rule."""
     path = run.policy(name)
@@ -271,35 +207,6 @@ def clone_policy(run: SpiralFolder, name: str, data: Sequence[Data], rule: Rule,
     save_weights(path, policy)
     checkpoint.unlink(missing_ok=True)
     return path
-
-
-def with_demo_share(weights: Sequence[Float32Array], demo_E: BoolArray, share: float) -> list[Float32Array]:
-    """Weights (T,) of each episode of which demonstrations have `share` in all, as in the residual update's
-    batches; as they are where all episodes are of one kind, or one kind weighs nothing.
-
-    Args:
-        demo_E: whether each is a demonstration.
-    """
-    sums_E = np.array([float(weight_T.sum()) for weight_T in weights])
-    demos, rollouts = sums_E[demo_E].sum(), sums_E[~demo_E].sum()
-    if not (demos > 0 and rollouts > 0):
-        return list(weights)
-    scale_E = np.where(demo_E, share / demos, (1 - share) / rollouts)
-    return [(scale * weight_T).astype(np.float32) for scale, weight_T in zip(scale_E, weights, strict=True)]
-
-
-def frame_weights(run: SpiralFolder, curves: Sequence[Float32Array], rule: Rule) -> list[Float32Array]:
-    """The weight (T,) of every frame of some curves. Without rewards all frames weigh the same."""
-    loop = run.config.loop
-    if rule == "alike" or run.reward == "uniform":
-        return [np.ones(len(curve_T), dtype=np.float32) for curve_T in curves]
-    if run.reward == "success":  # a verdict says nothing of single frames: whole episodes count, or do not
-        return [np.full(len(curve_T), curve_T[-1], dtype=np.float32) for curve_T in curves]
-    if rule == "gain":
-        return [gain_weights(curve_T, loop.gain_frames, loop.kappa) for curve_T in curves]
-    gain_N = np.concatenate([gains(curve_T, loop.gain_frames) for curve_T in curves])
-    weight_N = rabc_weights(gain_N, suggested_kappa(gain_N))
-    return np.split(weight_N, np.cumsum([len(curve_T) for curve_T in curves])[:-1])
 
 
 def update(run: SpiralFolder, number: int, base: Base, data: Sequence[Data], tick: Tick) -> None:
@@ -352,66 +259,6 @@ def make_replay(run: SpiralFolder, base: Base, learner: Learner, data: Sequence[
             standard_TF = learner.standardise(torch.from_numpy(features_TF)).numpy()
             found.append(Trajectory(standard_TF, action_TA, progress_T, base_TMK, one.demo))
     return Replay(found, config)
-
-
-@dataclass(frozen=True)
-class Decision:
-    """Whether a candidate was deployed.
-
-    Attributes:
-        before, after: mean final progress of the deployed policy and of the candidate, on the same scenes.
-        deployed: whether the candidate holds its own.
-    """
-
-    before: float
-    after: float
-    deployed: bool
-
-
-def load_decision(run: SpiralFolder, number: int) -> Decision:
-    """What was decided after a round. Raises NotFound where its trial is not through yet."""
-    path = run.decision(number)
-    if not path.exists():
-        raise NotFound(f"round {number} has not been decided yet; do its trial first", field="policy")
-    return Decision(**json.loads(path.read_text()))
-
-
-def decide(run: SpiralFolder, number: int, rollouts: Data, trial: Data) -> Decision:
-    """Compare a candidate with the deployed policy on the same scenes, by the loop's own rewards.
-
-    Raises InvalidInput where there is no scene in which both could be scored.
-    """
-    path = run.decision(number)
-    if path.exists():  # a kill came between this and the stage's end
-        return load_decision(run, number)
-    stood = final_progress(rollouts, run.rollout_plan(number))
-    tried = final_progress(trial, run.trial_plan(number))
-    both = [seed for seed in tried if seed in stood]
-    if not both:
-        raise InvalidInput(f"trial {number}: in no scene could both policies be scored", field="frames")
-    before, after = (float(np.mean([found[seed] for seed in both])) for found in (stood, tried))
-    decision = Decision(before, after, after >= before - run.config.loop.margin)
-    with whole_file(path) as fresh:
-        fresh.write_text(json.dumps(vars(decision)))
-    return decision
-
-
-def final_progress(data: Data, plan: Sequence[EpisodePlan]) -> dict[int, float]:
-    """By the seed of its scene, how far each episode came that could be scored."""
-    return {
-        plan[number].seed: float(curve_T[-1])
-        for number, curve_T in zip(data.numbers, data.progress, strict=True)
-    }
-
-
-def _actions(episode: Episode) -> Float32Array:
-    if episode.action_TA is None:
-        raise InvalidInput("the episodes carry no actions; record them again")
-    return executed_chunks(episode.action_TA, 1)
-
-
-def _lengths(dataset: Dataset) -> list[int]:
-    return [dataset.episode_length(index) for index in range(len(dataset))]
 
 
 def _is_dataset(root: Path) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 from rich.console import Console
 
@@ -18,6 +19,13 @@ SMALL = SpiralConfig(
     replace(QUICK.update, updates=20, critic_only=5, width=32, batch=32),
     replace(QUICK.loop, demos=3, first=8, rounds=2, rollouts=3, trial=1, evaluation=2, between=1, longest=25),
 )
+
+
+def in_round_1(root: Path, settings: SpiralConfig = SMALL) -> SpiralFolder:
+    """The folder of a run that has done nothing, with a place for its first round."""
+    folder = SpiralFolder(root, "drawer-open", "state", 7, settings, "true")
+    folder.round(1).mkdir(parents=True)
+    return folder
 
 
 def quiet_run(folder: SpiralFolder, client: RewardClient) -> SpiralRun:

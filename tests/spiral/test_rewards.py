@@ -19,7 +19,7 @@ from sarm2_rollouts.relabel import relabel
 from sarm2_spiral.config import METAWORLD
 from sarm2_spiral.folder import SpiralFolder
 from sarm2_spiral.progress import Reward, progress_curves
-from sarm2_spiral.stages import frame_weights, rewards, with_demo_share
+from sarm2_spiral.rewards import frame_weights, rewards, with_demo_share
 from sarm2_spiral.targets import Float32Array
 
 LENGTHS = (12, 9)

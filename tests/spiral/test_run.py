@@ -22,6 +22,7 @@ from sarm2_rollouts.ray_collection import iterate_episodes_on_ray
 from sarm2_rollouts.run_record import finished_stages
 from sarm2_spiral import stages
 from sarm2_spiral.config import SpiralConfig
+from sarm2_spiral.decision import decide, load_decision
 from sarm2_spiral.features import Float32Array, StateFeatures
 from sarm2_spiral.folder import SpiralFolder, Updater
 from sarm2_spiral.progress import Reward
@@ -62,7 +63,7 @@ def test_a_run_ends_with_a_report_of_every_policy_and_round(finished: SpiralRun)
     assert report["success"]["round2"]["n"] == SMALL.loop.evaluation
     assert [row["rollouts"] for row in report["rounds"]] == [3, 3]
     assert [row["deployed"] for row in report["rounds"]] == [
-        stages.load_decision(finished.run, number).deployed for number in (1, 2)
+        load_decision(finished.run, number).deployed for number in (1, 2)
     ]
     page = (finished.run.report / "report.html").read_text()
     for picture in ("success.png", "curves.png", "gains.png"):
@@ -108,8 +109,9 @@ def test_a_run_that_stops_in_any_stage_goes_on_to_the_same_weights(
 
         return once
 
-    for name in ("record_scripted", "collect", "clone_policy", "update", "decide"):
+    for name in ("record_scripted", "collect", "clone_policy", "update"):
         monkeypatch.setattr(stages, name, breaking(name, getattr(stages, name)))
+    monkeypatch.setattr("sarm2_spiral.run.decide", breaking("decide", decide))
     while "report" not in finished_stages(tmp_path / "run"):
         with suppress(StoppedError):
             a_run(tmp_path / "run").start(resume=True)
@@ -198,7 +200,7 @@ def test_a_candidate_that_does_worse_is_kept_and_not_deployed(finished: SpiralRu
     strict = replace(SMALL, loop=replace(SMALL.loop, margin=-1.0))  # nothing rises by 1
     run = a_run(tmp_path / "run", config=strict)
     run.start(resume=False)
-    assert not stages.load_decision(run.run, 1).deployed
+    assert not load_decision(run.run, 1).deployed
     assert run.deployed(2).learner is None
     assert run.run.learner(1).exists()
     assert "report" in finished_stages(run.run.root)
