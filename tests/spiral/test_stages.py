@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import pytest
+from rich.console import Console
 
-from sarm2_client.errors import Conflict
+from sarm2_client.errors import Conflict, WaitTimeout
 from sarm2_rollouts.whole_file import whole_file
 from sarm2_spiral import stages
 from spiral.small_run import in_round_1
@@ -59,3 +60,9 @@ def test_a_run_keeps_to_the_encoder_that_it_was_begun_with(tmp_path: Path) -> No
     for other in (by_edges, lambda pictures: by_colour(pictures)[:, :6]):
         with pytest.raises(Conflict, match="another image encoder"):
             stages.check_encoder(run, other, print)
+
+
+def test_an_adaptation_is_not_waited_for_without_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stages, "ADAPT_TIMEOUT_S", 0.05)  # its process has not even imported anything by then
+    with pytest.raises(WaitTimeout, match="--resume goes on with it"):
+        stages.adapt_reward_model(in_round_1(tmp_path / "run"), Console(quiet=True))
