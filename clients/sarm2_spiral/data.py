@@ -1,4 +1,7 @@
-"""A dataset of a run as the learner reads it."""
+"""A dataset of a run as the learner reads it.
+
+Shapes: T frames.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""The decision after a round: whether its candidate is deployed."""
+"""The decision after a round: whether its candidate is deployed.
+
+Shapes: T frames.
+"""
 
 from __future__ import annotations
 
