@@ -173,12 +173,13 @@ def _score_all(
 
 
 def _join(dataset: Dataset, wanted: Mapping[str, object], failures: Failures) -> None:
-    """The progress file from all parts, which are then gone."""
+    """The progress file from all parts, which then go. Weights that were made of other scores go before."""
     told = {
         MODEL_KEY: str(wanted["model"]),
         ASKED_KEY: json.dumps(wanted),
         FAILURES_KEY: json.dumps(failures),
     }
+    (dataset.root / WEIGHTS_FILE).unlink(missing_ok=True)
     with (
         whole_file(dataset.root / PROGRESS_FILE) as fresh,
         pq.ParquetWriter(fresh, SCHEMA.with_metadata(told)) as writer,

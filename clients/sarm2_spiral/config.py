@@ -128,7 +128,8 @@ class LoopConfig:
         rounds: of collection, relabelling and update.
         rollouts: episodes a round.
         exploration: standard deviations of the noise on actions; the rollouts of a round take them in turn.
-        trial: episodes by which a candidate must hold its own before it is deployed.
+        trial: episodes by which a candidate must hold its own before it is deployed, at most: they are scenes
+            of the round that were flown without noise.
         margin: how much less mean final progress than the deployed policy's is still forgiven; below 0, how
             much more is asked for.
         evaluation: episodes by which a policy is judged in the end. between: the same after each round.

@@ -188,6 +188,10 @@ class SpiralFolder:
         """How a round's update went: a line of losses and values each few hundred steps."""
         return self.round(number) / "losses.jsonl"
 
+    def advantages(self, number: int) -> Path:
+        """Advantages of the frames of a round's rollouts, by the critics that have learned from them."""
+        return self.round(number) / "advantages.npy"
+
     def decision(self, number: int) -> Path:
         """Whether a round's candidate was deployed, and why."""
         return self.round(number) / "decision.json"

@@ -18,11 +18,12 @@ import numpy as np
 from sarm2_rollouts.lerobot_reader import open_dataset
 from sarm2_rollouts.rabc import gains
 from sarm2_spiral.decision import load_decision
-from sarm2_spiral.evaluation import rows_of, success_rate
+from sarm2_spiral.evaluation import success_rate
 from sarm2_spiral.folder import SpiralFolder
 from sarm2_spiral.replay import DONE_ABOVE
 from sarm2_spiral.residual_update import FIGURES
 from sarm2_spiral.rewards import rewards, smoothing
+from sarm2_spiral.rows import rows_of
 from sarm2_spiral.targets import Float32Array, smoothed
 from sarm2_spiral.wilson import Rate
 
@@ -130,6 +131,7 @@ def write_report(run: SpiralFolder, seconds: dict[str, float], films: dict[str, 
         run.report / "gains.png",
     )
     draw_updates(run, rounds, run.report / "updates.png")
+    draw_advantages(run, dict(zip(rounds, parts, strict=True)), run.report / "advantages.png")
     content = {
         "settings": run.settings(),
         "seconds": seconds,
@@ -172,7 +174,7 @@ def draw_curves(parts: Sequence[Collected], path: Path) -> None:
 
 
 def draw_gains(run: SpiralFolder, by_name: dict[str, list[Float32Array]], path: Path) -> None:
-    """Histograms of what frames gain: the advantages that clone and critics feed on."""
+    """Histograms of what frames gain: the advantages by which frames are cloned."""
     loop, deviation = run.config.loop, smoothing(run)
     figure, (axes,) = blank_axes(6.5, 3.2)
     bins = np.linspace(-0.5, 0.6, 56)
@@ -203,6 +205,31 @@ def draw_updates(run: SpiralFolder, rounds: Iterable[int], path: Path) -> None:
         place.set_xlabel("update")
         place.set_ylim(bottom=lowest)
     axes[0].legend(frameon=False, fontsize=8)
+    figure.savefig(path, dpi=130)
+
+
+def draw_advantages(run: SpiralFolder, parts: dict[int, Collected], path: Path) -> None:
+    """Histograms of what the critics think of every round's rollouts, green and red as the simulator says;
+    nothing where no critics learned."""
+    found = {number: np.load(place) for number in parts if (place := run.advantages(number)).exists()}
+    if not found:
+        return
+    figure, axes = blank_axes(3.2 * len(found) + 0.8, 2.8, len(found))
+    reach = max(
+        float(np.abs(np.quantile(advantage_T, (0.005, 0.995))).max()) for advantage_T in found.values()
+    )
+    bins = np.linspace(-reach, reach, 61) if reach > 0 else 1
+    for place, (number, advantage_T) in zip(axes, found.items(), strict=True):
+        part = parts[number]
+        success_T = np.repeat(part.successes, [len(curve_T) for curve_T in part.curves])
+        if len(success_T) == len(advantage_T):  # not where another model has scored other rollouts since
+            for colour, chosen_T in ((GREEN, success_T), (RED, ~success_T)):
+                clipped = np.clip(advantage_T[chosen_T], -reach, reach)
+                place.hist(clipped, bins=bins, histtype="step", color=colour, lw=1.6)
+        place.axvline(0, color=GREY, ls="--", lw=1)
+        place.set_title(part.name, fontsize=10)
+        place.set_xlabel("advantage")
+    axes[0].set_ylabel("frames")
     figure.savefig(path, dpi=130)
 
 
@@ -257,6 +284,11 @@ def page(run: SpiralFolder, content: dict[str, Any], films: dict[str, Path]) -> 
             ("curves", "Rollouts that the loop learned from; green: the simulator says success"),
             ("gains", gains_caption),
             ("updates", "How the updates of the rounds went"),
+            (
+                "advantages",
+                "By how much what was done beats what the updated policy would do, in units of progress, as "
+                "its critics judge; frames of successes green, of failures red",
+            ),
         )
         if (run.report / f"{name}.png").exists()
     )

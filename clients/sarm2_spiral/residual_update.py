@@ -7,7 +7,6 @@ holds weights, slow copies and optimisers: a killed update that goes on ends wit
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,6 +18,7 @@ from sarm2_spiral.checkpoint import load_checkpoint, save_checkpoint
 from sarm2_spiral.config import UpdateConfig
 from sarm2_spiral.replay import Batch, Replay
 from sarm2_spiral.residual import Learner
+from sarm2_spiral.rows import growing
 from sarm2_spiral.targets import actor_loss, critic_loss, hybrid_target
 
 CHECKPOINT_EVERY = 250
@@ -84,8 +84,8 @@ class ResidualUpdate:
             save_checkpoint(self._path, self.learner, self._optimisers, self.step)
         if self._losses is not None:
             means = {name: float(np.mean(values)) for name, values in self._figures.items()}
-            with self._losses.open("a") as file:
-                file.write(json.dumps({"step": self.step} | means) + "\n")
+            with growing(self._losses) as add:
+                add({"step": self.step} | means)
         self._figures.clear()
 
     def _note(self, **figures: Tensor) -> None:

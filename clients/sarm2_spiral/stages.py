@@ -29,6 +29,7 @@ from sarm2_rollouts.recorder import kept_episodes, record
 from sarm2_rollouts.relabel import forget_parts, relabel, scored_by
 from sarm2_rollouts.whole_file import whole_file
 from sarm2_rollouts.with_parent import ending_with_me
+from sarm2_spiral.advantages import advantages
 from sarm2_spiral.checkpoint import save_weights
 from sarm2_spiral.cloning import clone
 from sarm2_spiral.config import UpdateConfig
@@ -220,7 +221,10 @@ def update(run: SpiralFolder, number: int, base: Base, data: Sequence[Data], tic
     learner = Learner(data[0].features[0].shape[1], len(ACTION_NAMES), config)
     learner.standardise.fit(torch.from_numpy(np.concatenate(data[0].features)))
     training = ResidualUpdate(learner, config, run.seed, checkpoint, run.losses(number))
-    training.run(make_replay(run, base, learner, data), *steps_until(number, deployed, config), tick)
+    replay = make_replay(run, base, learner, data)
+    training.run(replay, *steps_until(number, deployed, config), tick)
+    collected_T = frames_of(data, f"round{number}")
+    kept_array(run.advantages(number), lambda: advantages(learner, replay, collected_T))
     save_weights(run.learner(number), learner)
 
 
@@ -259,6 +263,17 @@ def make_replay(run: SpiralFolder, base: Base, learner: Learner, data: Sequence[
             standard_TF = learner.standardise(torch.from_numpy(features_TF)).numpy()
             found.append(Trajectory(standard_TF, action_TA, progress_T, base_TMK, one.demo))
     return Replay(found, config)
+
+
+def frames_of(data: Sequence[Data], name: str) -> npt.NDArray[np.int64]:
+    """Where a replay of all data has the frames of one dataset."""
+    before, of_it = 0, 0
+    for one in data:
+        of_it = sum(map(len, one.progress))
+        if one.name == name:
+            break
+        before += of_it
+    return np.arange(before, before + of_it)
 
 
 def _is_dataset(root: Path) -> bool:

@@ -84,6 +84,13 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     files: dict[str, str]
     adapted_from: str | None = None
 
+    @property
+    def weights_sha256(self) -> str:
+        """One hash over everything that decides a score: heads, texts, calibration, statistics, encoder."""
+        names = (HEADS, CONFIG, VOCABULARY, STATISTICS, CALIBRATION)
+        parts = [*(self.files[name] for name in names), self.encoder.weights_sha256, self.preprocess.hash]
+        return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
 
 def default_bundle() -> Path:
     """The folder of the bundle that is shipped with this package."""
@@ -189,7 +196,7 @@ def load_bundle(
         instruction_texts_ND=_text(tensors, "instructions"),
         model_id=manifest.id,
         version=manifest.version,
-        weights_sha256=_weights_hash(manifest),
+        weights_sha256=manifest.weights_sha256,
     )
 
 
@@ -412,17 +419,6 @@ def _check_encoder(manifest: Manifest, encoder: ImageTextEncoder) -> None:
                 f"the heads were trained on the encoder {stated.id}: expected {what} {expected}, got {got}",
                 field="encoder",
             )
-
-
-def _weights_hash(manifest: Manifest) -> str:
-    """One hash over everything that decides a score: heads, texts, calibration, statistics, encoder."""
-    names = (HEADS, CONFIG, VOCABULARY, STATISTICS, CALIBRATION)
-    parts = [
-        *(manifest.files[name] for name in names),
-        manifest.encoder.weights_sha256,
-        manifest.preprocess.hash,
-    ]
-    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
 def _sha256(path: Path) -> str:

@@ -10,7 +10,6 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from sarm2_cli.train import DeviceOption
 from sarm2_client.errors import InvalidInput
 
 
@@ -37,12 +36,13 @@ def adapt(
         Path | None, typer.Option(help="The model to adapt; the shipped one by default. It is kept.")
     ] = None,
     count: Annotated[
-        int | None, typer.Option(min=1, help="Learn from the first so many rollouts alone.")
+        int | None, typer.Option(min=1, help="Learn from the first so many rollouts; all by default.")
     ] = None,
     curve: Annotated[
         str | None,
         typer.Option(
-            help="Instead of a bundle, show how the errors fall with the number of rollouts: 25,50,100,200."
+            help="How the errors fall with the number of rollouts, such as 25,50,100,200: --out then holds "
+            "curve.json and curve.png, and no bundle."
         ),
     ] = None,
     labels: Annotated[
@@ -56,8 +56,9 @@ def adapt(
     marks: Annotated[
         Path | None,
         typer.Option(
-            help="A person's own marks, instead of worked out ones: a line of JSON for every rollout (see "
-            "`sarm2_rollouts/marks_file.py`)."
+            help="A person's own marks, instead of worked out ones: a line of JSON for every rollout, "
+            '`{"episode": 0, "final": 0.4, "segments": [{"mark": "fast", "start": 0, "end": 44}]}`; frames '
+            "count from 0, `end` is the first no longer meant; `turns` and `catastrophe` may be added."
         ),
     ] = None,
     steps: Annotated[
@@ -69,11 +70,17 @@ def adapt(
         ),
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of the order of batches.")] = 0,
-    device: DeviceOption = "cpu",
+    device: Annotated[
+        str,
+        typer.Option(
+            metavar="cpu|cuda",
+            help="Where it learns; after a kill the same command may go on with the other.",
+        ),
+    ] = "cpu",
 ) -> None:
     """Adapt a reward model to a policy's rollouts: its heads go on learning, the encoder stays frozen.
 
-    Example: `sarm2 adapt runs/hammer/rounds/1/rollouts --training runs/hammer/remember --out runs/rm2`
+    Example: `sarm2 adapt runs/hammer/rounds/0/rollouts --training runs/hammer/remember --out runs/rm2`
 
     Every fourth episode is held out: half of those calibrate the new model, the others measure both.
 

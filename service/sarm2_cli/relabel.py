@@ -72,8 +72,8 @@ def relabel(
     Example: `sarm2 relabel ./my_dataset --chunk 50 --camera wrist=observation.images.wrist`
 
     LeRobot's trainer takes the file as it is; in the end the options are printed that `lerobot-train` needs.
-    It has the chunk size from its policy. What is scored is kept episode by episode: after a kill, run the
-    same command again. Another --chunk or --kappa needs no new scores.
+    It takes the chunk size from its policy: give the same here as `--chunk`. What is scored is kept episode
+    by episode: after a kill, run the same command again. Another --chunk or --kappa needs no new scores.
     """
     from sarm2_rollouts.relabel import relabel as write_labels
 

@@ -13,7 +13,7 @@ from rich.console import Console
 
 from sarm2_cli.scoring import Bundle, Server
 from sarm2_cli.spiral_options import check_asked, configured, given_policy, planned
-from sarm2_cli.spiral_reach import gone_on_with, reaching
+from sarm2_cli.spiral_reach import gone_on_with, name_of, reaching
 from sarm2_client.errors import InvalidInput
 
 spiral = typer.Typer(
@@ -29,13 +29,20 @@ def about() -> None:
     """SPIRAL: a policy that improves itself with the service's rewards."""
 
 
-Task: TypeAlias = Annotated[str, typer.Option(help="Task of the simulated robot.")]
+Task: TypeAlias = Annotated[
+    str,
+    typer.Option(
+        help="Task of the simulated robot: hammer, drawer-open, bin-picking, pick-place, ... (15 of them; a "
+        "wrong name lists all)."
+    ),
+]
 Policy: TypeAlias = Annotated[
     str,
     typer.Option(
         help="What the policy sees: `image` (the service's frame embeddings and the robot's state), or "
         "`state` (true positions of object and goal: a fast control). Or a trained one, improved as it is: "
-        "`lerobot:FOLDER` (ACT, diffusion, SmolVLA, pi0, pi0.5), `openpi:HOST:PORT` (a policy server)."
+        "`lerobot:FOLDER|HUB_NAME` (ACT, diffusion, SmolVLA, pi0, pi0.5), `openpi:HOST:PORT` (a policy "
+        "server)."
     ),
 ]
 Map: TypeAlias = Annotated[
@@ -48,15 +55,16 @@ Map: TypeAlias = Annotated[
 ]
 Device: TypeAlias = Annotated[str, typer.Option(help="Where a LeRobot policy runs: `cpu` or `cuda`.")]
 Rounds: TypeAlias = Annotated[
-    int | None, typer.Option(min=0, help="Rounds of collection and update; by default the preset's.")
+    int | None, typer.Option(min=0, help="Rounds of collection and update; by default 3 (quick: 1).")
 ]
 Demos: TypeAlias = Annotated[
-    int | None, typer.Option(min=1, help="Demonstrations that pi_1 is cloned from; by default the preset's.")
+    int | None,
+    typer.Option(min=1, help="Demonstrations that pi_1 is cloned from; by default 25 (quick: 10)."),
 ]
 First: TypeAlias = Annotated[
     int | None,
     typer.Option(
-        min=1, help="Rollouts of pi_1, which the reward model is adapted to; by default the preset's."
+        min=1, help="Rollouts of pi_1, which the reward model is adapted to; by default 100 (quick: 10)."
     ),
 ]
 Reward: TypeAlias = Annotated[
@@ -68,7 +76,13 @@ Reward: TypeAlias = Annotated[
 Updater: TypeAlias = Annotated[
     str, typer.Option(help="`residual` (critics and a correction), or `rabc` (reward-weighted cloning).")
 ]
-Preset: TypeAlias = Annotated[str, typer.Option(help="`metaworld`, `published` or `quick`.")]
+Preset: TypeAlias = Annotated[
+    str,
+    typer.Option(
+        help="`metaworld` (tuned on this robot), `published` (the publication's constants, for a "
+        "vision-language-action model) or `quick` (minutes, to see that it works)."
+    ),
+]
 Set: TypeAlias = Annotated[
     list[str] | None,
     typer.Option(
@@ -97,6 +111,14 @@ Adapt: TypeAlias = Annotated[
     typer.Option(
         help="Adapt the reward model to rollouts of the first policy before the loop; the model of a "
         "service named by --server stays as it is."
+    ),
+]
+
+Begun: TypeAlias = Annotated[
+    str | None,
+    typer.Option(
+        "--server",
+        help="For a run that was begun with --server: its service again, HOST:PORT. Others start their own.",
     ),
 ]
 
@@ -189,7 +211,8 @@ def bc(
     """Begin a run: record and score demonstrations, clone pi_1 from them. The other commands go on from here.
 
     Example: `sarm2 spiral bc --task hammer --out runs/hammer`, then, with the same `--out`: `offline`,
-    `collect`, `adapt`, `relabel`; then `collect`, `relabel` and `update` for every round, and `report`.
+    `collect`, `adapt`, `relabel`; then `collect`, `relabel` and `update` for every round, and `report`. In
+    between, `evaluate bc`, `evaluate offline`, `evaluate round1`, ... give the report its rates of success.
     `sarm2 spiral run --resume` with the options of `bc` does all that is left. A trained policy (`--policy
     lerobot:...`, `openpi:...`) is not cloned: only the demonstrations are made, and `offline` falls away.
     """
@@ -205,32 +228,50 @@ def bc(
 
 
 @spiral.command()
-def offline(out: Out = RUNS, workers: Workers = 2, server: Server = None) -> None:
-    """pi_2, the frozen base of the loop: demonstrations cloned anew, weighted by what the frames gained."""
-    one_step(out, workers, server, "offline")
+def offline(out: Out = RUNS, server: Begun = None) -> None:
+    """pi_2, the frozen base of the loop: demonstrations cloned anew, weighted by what the frames gained.
+
+    After `bc`. Example: `sarm2 spiral offline --out runs/hammer`
+    """
+    one_step(out, 1, server, "offline")
 
 
 @spiral.command()
-def collect(out: Out = RUNS, workers: Workers = 2, ray: Ray = None, server: Server = None) -> None:
-    """Collect the next rollouts, streaming them to the service: pi_1's, then the deployed policy's."""
+def collect(out: Out = RUNS, workers: Workers = 2, ray: Ray = None, server: Begun = None) -> None:
+    """Collect the next rollouts, streaming them to the service: pi_1's, then the deployed policy's.
+
+    After `bc` pi_1's, into OUT/rounds/0; after `offline`, and after each `update`, those of round K into
+    OUT/rounds/K. Example: `sarm2 spiral collect --out runs/hammer`
+    """
     one_step(out, workers, server, "collect", ray=ray)
 
 
 @spiral.command()
-def adapt(out: Out = RUNS, workers: Workers = 2, ray: Ray = None, server: Server = None) -> None:
-    """Adapt the run's reward model to the rollouts of pi_1, labelled once by the simulator."""
+def adapt(out: Out = RUNS, workers: Workers = 2, ray: Ray = None, server: Begun = None) -> None:
+    """Adapt the run's reward model to the rollouts of pi_1, as a person would mark them once (the simulator
+    plays that person).
+
+    After the first `collect`; the service takes the result. A run with `--server` has no such stage: its
+    service's model stays as it is. Example: `sarm2 spiral adapt --out runs/hammer`
+    """
     one_step(out, workers, server, "adapt", ray=ray)
 
 
 @spiral.command()
-def relabel(out: Out = RUNS, workers: Workers = 2, server: Server = None) -> None:
-    """Score the rollouts that were collected last."""
-    one_step(out, workers, server, "relabel")
+def relabel(out: Out = RUNS, server: Begun = None) -> None:
+    """Score the rollouts that were collected last.
+
+    After `collect`, or `adapt`. Example: `sarm2 spiral relabel --out runs/hammer`
+    """
+    one_step(out, 1, server, "relabel")
 
 
 @spiral.command()
-def update(out: Out = RUNS, workers: Workers = 2, ray: Ray = None, server: Server = None) -> None:
-    """Learn from all data so far; deploy the candidate if it holds its own in a trial."""
+def update(out: Out = RUNS, workers: Workers = 2, ray: Ray = None, server: Begun = None) -> None:
+    """Learn from all data so far; deploy the candidate if it holds its own in a trial.
+
+    After `relabel`, once a round. Example: `sarm2 spiral update --out runs/hammer`
+    """
     one_step(out, workers, server, "update", "trial", ray=ray)
 
 
@@ -241,28 +282,40 @@ def evaluate(
     ],
     out: Out = RUNS,
     episodes: Annotated[
-        int | None, typer.Option(min=1, help="Scenes; by default the preset's. Flown ones are kept.")
+        int | None,
+        typer.Option(
+            min=1, help="Scenes, by default 100 (quick: 6). Those flown already are not flown again."
+        ),
     ] = None,
     workers: Workers = 2,
     ray: Ray = None,
-    server: Server = None,
+    server: Begun = None,
 ) -> None:
-    """How often a policy of the run succeeds on fresh scenes, with Wilson's interval."""
+    """How often a policy of the run succeeds on fresh scenes, with Wilson's interval.
+
+    Example: `sarm2 spiral evaluate round3 --out runs/hammer`
+    """
     with gone_on_with(out, workers, server, ray) as loop:
         loop.judge(policy, episodes)
 
 
 @spiral.command()
-def report(out: Out = RUNS, workers: Workers = 2, server: Server = None) -> None:
-    """Write the report of what is through so far: success, curves, advantages, films."""
-    with gone_on_with(out, workers, server) as loop:
+def report(out: Out = RUNS, server: Begun = None) -> None:
+    """Write the report of what is through so far: success, curves, advantages, films.
+
+    Example: `sarm2 spiral report --out runs/hammer`, then open OUT/report/report.html.
+    """
+    with gone_on_with(out, 1, server) as loop:
         typer.echo(f"report: {loop.write_report()}")
 
 
 @spiral.command()
 def compare(
     seeds: Annotated[
-        str | None, typer.Option(help="Training seeds, separated by commas; by default each run's own three.")
+        str | None,
+        typer.Option(
+            help="Training seeds, separated by commas; by default each task's own three, such as 13,14,15."
+        ),
     ] = None,
     only: Annotated[
         list[str] | None,
@@ -276,7 +329,7 @@ def compare(
         bool, typer.Option("--report-only", help="Run nothing: write the report of what is finished.")
     ] = False,
 ) -> None:
-    """Every bar and every control in one table: 63 runs of 10 to 60 minutes.
+    """Every bar and every control in one table: 63 runs of 4 to 60 minutes, and one `--quick`.
 
     Example: `sarm2 spiral compare --seeds 0 --only hammer/state --out runs/controls`
 
@@ -304,6 +357,7 @@ def compare(
         lambda folder: reaching(folder, None, bundle, workers),
         chosen,
         console,
+        name_of(bundle),
     )
     report = comparison.write() if report_only else comparison.start()
     console.print(Markdown((report / "spiral.md").read_text()))

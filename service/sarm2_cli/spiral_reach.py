@@ -82,6 +82,15 @@ def collector(workers: int, ray: str | None) -> Collector:
     return partial(iterate_episodes_on_ray, workers=workers, address=ray)
 
 
+def name_of(bundle: Path | None) -> str:
+    """The name of a bundle's model in files, by default the shipped one's. Raises NotFound, InvalidInput."""
+    from sarm2_models.checkpoint import default_bundle, read_manifest
+    from sarm2_rollouts.episode_scorer import model_name
+
+    manifest = read_manifest(bundle or default_bundle())
+    return model_name(manifest.id, manifest.version, manifest.weights_sha256)
+
+
 def keep_models(folder: SpiralFolder, bundle: Path | None) -> None:
     """The run's own copies of its reward model: the first one, and the one that is served and may change.
     Before any stage is finished, another bundle takes their place.

@@ -241,6 +241,25 @@ def test_a_dataset_can_be_relabelled_again_by_another_model(dataset: Dataset) ->
     assert pq.read_schema(done.path).metadata[b"reward_model_path"] == b"m@2#bb"
 
 
+def test_a_kill_between_both_files_leaves_no_weights_of_other_scores(
+    dataset: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done = relabel(dataset, Scorer("m@1#aa"), chunk=4)
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("sarm2_rollouts.relabel._weigh", killed)
+        with pytest.raises(KeyboardInterrupt):
+            relabel(dataset, Scorer("m@2#bb"), chunk=4)
+    assert done.path.exists()
+    assert not done.weights.exists()
+    again = Scorer("m@2#bb")
+    assert relabel(dataset, again, chunk=4).weights.exists()
+    assert again.scored == []
+
+
 def test_other_weights_need_no_new_scores(dataset: Dataset) -> None:
     first, second = Scorer(), Scorer()
     told = {"task": None, "cameras": ["wrist=hand"]}

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import replace
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +18,17 @@ from sarm2_client.client import RewardClient
 from sarm2_client.errors import Conflict, InvalidInput
 from sarm2_rollouts.run_record import RunRecord, finished_stages
 from sarm2_spiral.comparison.bars import BARS, auc_bar, gained, loop_bar, minutes_bar, success_bar
-from sarm2_spiral.comparison.cells import ARMS, CONTROLLED, DEMOS, MAIN, SEEDS, Arm, Cell, cells
+from sarm2_spiral.comparison.cells import (
+    ARMS,
+    CONTROLLED,
+    DEMOS,
+    MAIN,
+    QUICK_CELL,
+    SEEDS,
+    Arm,
+    Cell,
+    cells,
+)
 from sarm2_spiral.comparison.outcome import INHERITED, Outcome, RunOutcome
 from sarm2_spiral.comparison.picture import draw_comparison
 from sarm2_spiral.comparison.report import markdown
@@ -214,7 +224,84 @@ def test_every_run_tells_its_auc_unless_its_rewards_end_all_rollouts_alike() -> 
     }
     assert [found.auc for found in cells.values()] == [12 / 16, None]
     rows = [line for line in markdown({}, cells, METAWORLD).splitlines() if line.startswith("| hammer")]
-    assert [row.split(" | ")[-2] for row in rows[:2]] == ["0.750", ""]
+    assert [row.strip("| ").split(" | ")[-2:] for row in rows[:1]] == [["0.750", "1 of 4"]]
+    assert cells[Cell("hammer", "image", "uniform")].believed_failures is None
+
+
+def test_rounds_that_were_deployed_and_were_worse_are_told() -> None:
+    steps = {
+        "bc": [False] * 6,
+        "offline": [True, True, False, False, True, True],
+        "round1": [True, False, False, False],  # two fewer of the four scenes that both flew
+        "round2": [False] * 4,
+        "round3": [True] * 6,
+    }
+    run = RunOutcome(steps, [], [], [True, False, True], None, None)
+    assert [str(change) for change in run.changes] == ["round1: 2 to 1 of 4", "round3: 0 to 4 of 4"]
+    found = Outcome.of([run, replace(run, deployed=[True, True, True])])
+    assert [str(change) for change in found.worse] == ["round1: 2 to 1 of 4"] * 2 + ["round2: 1 to 0 of 4"]
+    told = markdown({}, {Cell("hammer", "state", "spiral"): found}, METAWORLD)
+    row = (
+        "| hammer/state/spiral | 5 of 6 | 3 | round1: 2 to 1 of 4; round1: 2 to 1 of 4; round2: 1 to 0 of 4 |"
+    )
+    assert row in told.splitlines()
+
+
+def test_what_another_reward_model_rewarded_is_not_gone_on_with(tmp_path: Path) -> None:
+    rewarded, blind = Cell("hammer", "state", "rm1"), Cell("hammer", "state", "true")
+    verdicts = {step: [True] for step in ("bc", "offline", "round1", "round2", "round3")}
+    for cell, name in ((rewarded, "m@1#aa"), (blind, None)):
+        path = cell.outcome_file(tmp_path, 3)
+        path.parent.mkdir(parents=True)
+        kept = asdict(RunOutcome(verdicts, [0.9], [True], [True], None, name))
+        settings = cell.folder(tmp_path, 3, METAWORLD).settings()
+        path.write_text(json.dumps({"settings": settings, **kept}))
+    comparison = Comparison(
+        tmp_path, METAWORLD, (3,), reach, [rewarded, blind], Console(quiet=True), "m@1#aa"
+    )
+    assert comparison.start().is_dir(), "nothing was left to fly"
+    other = replace(comparison, reward_model="m@2#bb")
+    with pytest.raises(Conflict, match=r"\(reward_model: m@1#aa, now m@2#bb\); move it away"):
+        other.start()
+    assert replace(other, chosen=[blind]).start().is_dir(), "its rewards come from elsewhere"
+
+
+def test_a_seed_without_scenes_is_told_before_anything_is_flown(tmp_path: Path) -> None:
+    def never(folder: SpiralFolder) -> AbstractContextManager[SpiralRun]:
+        raise AssertionError(f"{folder.root} was flown")
+
+    comparison = Comparison(tmp_path, METAWORLD, (999_999,), never, [QUICK_CELL], Console(quiet=True))
+    with pytest.raises(InvalidInput, match="seed: expected 0 to"):
+        comparison.start()
+
+
+def test_the_reports_that_are_shown_are_what_the_outcomes_beside_them_come_to(tmp_path: Path) -> None:
+    reports = Path(__file__).parents[1] / "bench" / "reports"
+    (shown,) = reports.glob("spiral_*.json")
+    shutil.copytree(reports / "spiral_outcomes", tmp_path / "outcomes")
+    made = Comparison(tmp_path, METAWORLD, None, reach, console=Console(quiet=True)).write()
+    told, again = (
+        json.loads(path.read_text(), parse_float=lambda digits: round(float(digits), 9))
+        for path in (shown, made / "spiral.json")
+    )
+    for part in ("settings", "bars", "cells"):
+        assert told[part] == again[part]
+    page = (made / "spiral.md").read_text().replace("spiral.png", f"{shown.stem}.png")
+    assert shown.with_suffix(".md").read_text() == page
+
+
+def test_the_readme_tells_what_the_shown_report_has() -> None:
+    root = Path(__file__).parents[2]
+    (shown,) = (root / "tests" / "bench" / "reports").glob("spiral_*.json")
+    cells, readme = json.loads(shown.read_text())["cells"], (root / "README.md").read_text()
+    for task, kind in MAIN:
+        found, blind = cells[f"{task}/{kind}/spiral"], cells[f"{task}/{kind}/uniform"]
+        last, seeds = found["success"]["round3"], [f"{100 * rate:.0f}" for rate in found["by_seed"]]
+        told = [f"{100 * found['success'][step]['value']:.0f} %" for step in ("bc", "offline")]
+        told += [f"**{100 * last['value']:.0f} %** ({100 * last['low']:.0f} to {100 * last['high']:.0f})"]
+        told += [f"{', '.join(seeds)} %", f"{100 * blind['success']['round3']['value']:.0f} %"]
+        row = " | ".join([*told, f"{found['auc']:.3f}".lstrip("0")])
+        assert [line for line in readme.splitlines() if line.startswith(f"| {task}, ") and row in line], row
 
 
 def test_runs_of_different_reward_models_are_not_passed_off_as_one_comparison() -> None:

@@ -142,11 +142,16 @@ def test_an_image_policy_whose_reward_model_is_adapted_survives_the_same(tmp_pat
     assert calm.process.wait(END_TIMEOUT_S) == 0
     trainer = Killable(str(TRAINER), str(tmp_path / "killed"))
 
+    services = 0
+
     def kill(number: int) -> None:
+        nonlocal services
         if number % 2 and kill_service_of(trainer.process.pid):
+            services += 1
             return  # the trainer starts another one
         trainer.kill()
         trainer.start()
 
     kill_often(trainer, kill)
+    assert services >= KILLS // 4, "a trainer that has just begun has no service yet, but most have one"
     assert_same(tmp_path / "calm", tmp_path / "killed", parts=4)  # pi_1, pi_2, the correction, RM2's heads

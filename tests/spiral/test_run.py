@@ -66,7 +66,7 @@ def test_a_run_ends_with_a_report_of_every_policy_and_round(finished: SpiralRun)
         load_decision(finished.run, number).deployed for number in (1, 2)
     ]
     page = (finished.run.report / "report.html").read_text()
-    for picture in ("success.png", "curves.png", "gains.png"):
+    for picture in ("success.png", "curves.png", "gains.png", "advantages.png"):
         assert picture in page
         assert (finished.run.report / picture).stat().st_size > 5000
 
@@ -161,6 +161,27 @@ def test_every_update_leaves_a_trace_of_how_it_went(finished: SpiralRun) -> None
         assert told["critic_loss"] > 0
         assert 0 < told["residual"] <= SMALL.update.scale
     assert (folder.report / "updates.png").exists()
+
+
+def test_the_advantages_of_a_round_are_of_the_frames_that_it_collected(finished: SpiralRun) -> None:
+    folder = finished.run
+    for number in (1, 2):
+        frames = sum(len(episode) for episode in open_dataset(folder.round(number) / "rollouts"))
+        assert np.load(folder.advantages(number)).shape == (frames,)
+    data = [finished._load(name) for name in ("demos", "round0", "round1")]
+    counts = [sum(map(len, one.progress)) for one in data]
+    frames_T = stages.frames_of(data, "round1")
+    assert (frames_T[0], len(frames_T)) == (counts[0] + counts[1], counts[2])
+
+
+def test_the_base_policy_stays_as_it_is_through_every_round(tmp_path: Path) -> None:
+    run = a_run(tmp_path / "run")
+    run.begin(resume=False)
+    run.step("demos", "bc", "offline")
+    before = {path.name: path.read_bytes() for path in run.run.policy("bc").parent.iterdir()}
+    run.start(resume=True)
+    assert run.run.learner(2).exists()
+    assert {path.name: path.read_bytes() for path in run.run.policy("bc").parent.iterdir()} == before
 
 
 def test_a_run_that_is_not_through_has_a_report_of_what_there_is(tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from sarm2_rollouts.run_record import finished_stages, other_settings, tries_of_
 from sarm2_rollouts.whole_file import whole_file
 from sarm2_spiral.evaluation import verdicts
 from sarm2_spiral.folder import SpiralFolder
+from sarm2_spiral.replay import DONE_ABOVE
 from sarm2_spiral.report import rank_auc
 from sarm2_spiral.wilson import Rate
 
@@ -29,6 +30,19 @@ Verdicts = npt.NDArray[np.bool_]
 
 INHERITED = "inherited_from"
 """The file that names the run from which some of a run's work was taken over."""
+
+
+@dataclass(frozen=True)
+class Change:
+    """What a round that was deployed changed: successes before and after it, of the same scenes."""
+
+    round: str
+    before: int
+    after: int
+    scenes: int
+
+    def __str__(self) -> str:
+        return f"{self.round}: {self.before} to {self.after} of {self.scenes}"
 
 
 @dataclass(frozen=True)
@@ -67,6 +81,18 @@ class RunOutcome:
             reward_model=_reward_model(run),
         )
 
+    @property
+    def changes(self) -> list[Change]:
+        """Of every round whose candidate was deployed."""
+        names = [name for name in self.verdicts if name != "bc"]
+        found = []
+        for before, after, deployed in zip(names, names[1:], self.deployed, strict=False):
+            pairs = list(zip(self.verdicts[before], self.verdicts[after], strict=False))  # the scenes of both
+            if deployed and pairs:
+                stood, stands = (sum(verdicts) for verdicts in zip(*pairs, strict=True))
+                found.append(Change(after, stood, stands, len(pairs)))
+        return found
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -78,7 +104,7 @@ class Outcome:
         first, offline, final: verdict of every evaluation episode, of pi_1, of pi_2 and of what stood after
             the last round.
         finals, successes: as `RunOutcome` has them, of all runs.
-        deployed: rounds whose candidate was deployed, of how many.
+        deployed: rounds whose candidate was deployed, of how many. changes: what those changed.
         by_seed: success after the last round, seed by seed: scenes of one seed hang on one training.
         minutes: the longest run's; None where one does not know.
         reward_models: names of those that gave the rewards before they were adapted.
@@ -92,6 +118,7 @@ class Outcome:
     finals: tuple[float, ...]
     successes: tuple[bool, ...]
     deployed: tuple[int, int]
+    changes: tuple[Change, ...]
     by_seed: tuple[float, ...]
     minutes: float | None
     reward_models: frozenset[str]
@@ -111,6 +138,7 @@ class Outcome:
             finals=tuple(value for run in runs for value in run.finals),
             successes=tuple(value for run in runs for value in run.successes),
             deployed=(sum(decisions), len(decisions)),
+            changes=tuple(change for run in runs for change in run.changes),
             by_seed=tuple(_rate(run, names[-1]).value for run in runs),
             minutes=max(minutes) if len(minutes) == len(runs) else None,
             reward_models=frozenset(run.reward_model for run in runs if run.reward_model is not None),
@@ -122,6 +150,21 @@ class Outcome:
         failed, or where the rewards end every rollout alike."""
         return rank_auc(self.finals, self.successes) if len({*self.finals}) > 1 else None
 
+    @property
+    def believed_failures(self) -> tuple[int, int] | None:
+        """How many failures of the last round's rollouts end as if they were done, of how many; None where
+        there is no AUC."""
+        if self.auc is None:
+            return None
+        failed = [final for final, success in zip(self.finals, self.successes, strict=True) if not success]
+        return sum(final > DONE_ABOVE for final in failed), len(failed)
+
+    @property
+    def worse(self) -> list[Change]:
+        """Rounds that were deployed, and after which fewer scenes succeeded; the worst first."""
+        found = [change for change in self.changes if change.after < change.before]
+        return sorted(found, key=lambda change: (change.after - change.before) / change.scenes)
+
     def as_json(self) -> dict[str, Any]:
         """Plain numbers."""
         return {
@@ -129,7 +172,9 @@ class Outcome:
             "success": {name: rate.as_json() for name, rate in self.success.items()},
             "by_seed": list(self.by_seed),
             "auc": self.auc,
+            "believed_failures": self.believed_failures and list(self.believed_failures),
             "deployed": list(self.deployed),
+            "deployed_and_worse": [str(change) for change in self.worse],
             "minutes": self.minutes,
             "reward_models": sorted(self.reward_models),
         }
@@ -157,11 +202,16 @@ def kept_outcome(run: SpiralFolder, path: Path) -> RunOutcome | None:
     return RunOutcome(**{name: kept[name] for name in names})
 
 
-def check_outcome(run: SpiralFolder, path: Path) -> None:
-    """Raise Conflict where the file at `path` tells of a run with other settings."""
+def check_outcome(run: SpiralFolder, path: Path, reward_model: str | None = None) -> None:
+    """Raise Conflict where the file at `path` tells of a run with other settings, or of one whose rewards
+    another model than `reward_model` gave."""
     if not path.exists():
         return
-    if other := other_settings(run.settings(), json.loads(path.read_text())["settings"]):
+    kept = json.loads(path.read_text())
+    other = other_settings(run.settings(), kept["settings"])
+    if reward_model is not None and kept.get("reward_model") not in (None, reward_model):
+        other = [*other, f"reward_model: {kept['reward_model']}, now {reward_model}"]
+    if other:
         raise Conflict(
             f"{path} tells of a run with other settings ({'; '.join(other)}); move it away to fly this one, "
             "or choose another folder with --out"

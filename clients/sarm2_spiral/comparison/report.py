@@ -22,12 +22,22 @@ from sarm2_spiral.comparison.bars import (
     minutes_bar,
     success_bar,
 )
-from sarm2_spiral.comparison.cells import ARMS, MAIN, SEEDS, Cell
-from sarm2_spiral.comparison.outcome import Outcome, Verdicts
+from sarm2_spiral.comparison.cells import ARMS, MAIN, SEEDS, Cell, quick_outcome, quick_run
+from sarm2_spiral.comparison.outcome import Outcome, Verdicts, kept_outcome
 from sarm2_spiral.comparison.picture import draw_comparison
-from sarm2_spiral.config import QUICK, SpiralConfig
+from sarm2_spiral.config import SpiralConfig
+from sarm2_spiral.replay import DONE_ABOVE
 from sarm2_spiral.wilson import Rate
 
+ENDS = (
+    "AUC: of final progress against success, rollouts of the last round, with exploration. Failures taken "
+    f"for done: those that end above {DONE_ABOVE} by the run's rewards."
+)
+ROUNDS = (
+    "Of the rounds whose candidate was deployed, those after which fewer of the same scenes succeeded, the "
+    "worst first. What is deployed is decided by the run's rewards, on a trial of a few scenes, and a little "
+    "less is forgiven: that keeps out a policy that is broken, and not every one that is a little worse."
+)
 PARTS = (
     "On the same scenes, with 95 % intervals by a bootstrap over them. 2b clones the demonstrations alone, "
     "weighted. What the loop adds is made of pi_1's rollouts, new ones in every round, the critics' "
@@ -130,16 +140,23 @@ def markdown(held: Mapping[str, Bar], outcomes: Mapping[Cell, Outcome], config: 
     ]
     lines += ["", "## Success, all seeds together", ""]
     lines += ["![success by policy](spiral.png)", ""]
-    lines += [f"| run | demos | {' | '.join(steps)} | by seed | AUC | deployed |"]
+    lines += [f"| run | demos | {' | '.join(steps)} | by seed | AUC | failures taken for done |"]
     lines += ["|---" * (len(steps) + 5) + "|"]
     for cell, found in outcomes.items():
         demos = cell.folder(Path(), 0, config).config.loop.demos
         shown = " | ".join(_shown(found.success[step]) for step in steps)
         seeds = ", ".join(f"{value:.0%}" for value in found.by_seed)
         auc = "" if found.auc is None else f"{found.auc:.3f}"
-        lines.append(f"| {cell.name} | {demos} | {shown} | {seeds} | {auc} | {_of(found.deployed)} |")
-    lines += ["", "AUC: of final progress against success, rollouts of the last round.", "", "Arms:", ""]
+        believed = "" if found.believed_failures is None else _of(found.believed_failures)
+        lines.append(f"| {cell.name} | {demos} | {shown} | {seeds} | {auc} | {believed} |")
+    lines += ["", ENDS, "", "Arms:", ""]
     lines += [f"- `{arm}`: {about}" for arm, (_, _, _, about) in ARMS.items()]
+    lines += ["", "## What the rounds changed", "", ROUNDS, ""]
+    lines += ["| run | deployed | of them worse | which |", "|---|---|---|---|"]
+    lines += [
+        f"| {cell.name} | {_of(found.deployed)} | {len(found.worse)} | {'; '.join(map(str, found.worse))} |"
+        for cell, found in outcomes.items()
+    ]
     lines += ["", "## Where the gain comes from", ""]
     lines += ["| run | re-weighting (2b less pi_1) | the loop (last round less 2b) |", "|---|---|---|"]
     lines += [
@@ -190,5 +207,5 @@ def _last(found: Outcome) -> Rate:
 
 
 def _quick_minutes(root: Path) -> float | None:
-    quick = Cell("hammer", "image", "spiral").outcome(root / "quick", 0, QUICK)
+    quick = kept_outcome(quick_run(root), quick_outcome(root))
     return None if quick is None else quick.minutes

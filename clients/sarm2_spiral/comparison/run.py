@@ -1,9 +1,11 @@
-"""Every run of the comparison, one after the other; what is finished is never done twice, and what a finished
-run came to is kept when its folder is deleted, or the comparison goes on elsewhere (`outcome`).
+"""Every run of the comparison, one after the other; what is finished is never done twice.
 
-Runs of the same task, kind of policy and seed begin alike, and what they share is made once: demonstrations,
-pi_1 and how often it succeeds; for those with the service's rewards pi_2, the rollouts of pi_1, and the
-adapted reward model too.
+What a finished run came to is kept when its folder is deleted, or when the comparison goes on elsewhere: see
+`outcome`.
+
+Runs of the same task, kind of policy and seed begin alike. Where their folders lie side by side, what they
+share is made once: demonstrations, pi_1 and how often it succeeds; for those with the service's rewards pi_2,
+the rollouts of pi_1, and the adapted reward model too.
 """
 
 from __future__ import annotations
@@ -11,16 +13,16 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TypeAlias
 
 from rich.console import Console
 
-from sarm2_spiral.comparison.cells import Cell, cells
+from sarm2_spiral.comparison.cells import QUICK_CELL, Cell, cells, quick_outcome, quick_run
 from sarm2_spiral.comparison.outcome import INHERITED, check_outcome, is_finished, keep_outcome
 from sarm2_spiral.comparison.report import write_comparison
-from sarm2_spiral.config import QUICK, SpiralConfig
+from sarm2_spiral.config import SpiralConfig
 from sarm2_spiral.folder import SpiralFolder
 from sarm2_spiral.run import SpiralRun
 
@@ -48,6 +50,7 @@ class Comparison:
         reach: how a run reaches its service.
         chosen: which runs; all of them by default.
         console: where titles go.
+        reward_model: whose rewards new runs have; those of another model are not gone on with.
     """
 
     root: Path
@@ -56,14 +59,21 @@ class Comparison:
     reach: Reach
     chosen: Sequence[Cell] = field(default_factory=lambda: tuple(cells()))
     console: Console = field(default_factory=Console)
+    reward_model: str | None = None
 
     def start(self) -> Path:
         """Do every run that is not done, write the report after each, and return its folder."""
-        whole = Cell("hammer", "image", "spiral")
-        if whole in self.chosen:
-            self._fly("quick", whole, self.root / "quick", 0, QUICK)
-        for cell, seed in self.plan():
-            self._fly(f"{cell.name}, seed {seed}", cell, self.root, seed, self.config)
+        plan = self.plan()
+        for cell, seed in plan:  # what cannot be flown is told before anything is
+            check_outcome(*self._places(cell, seed), self.reward_model)
+        if QUICK_CELL in self.chosen:
+            self._fly("quick", quick_run(self.root), quick_outcome(self.root))
+        for cell, seed in plan:
+            self._fly(
+                f"{cell.name}, seed {seed}",
+                *self._places(cell, seed),
+                None if cell.arm == "spiral" else self._places(replace(cell, arm="spiral"), seed)[0],
+            )
             self.write()
         return self.write()
 
@@ -76,13 +86,18 @@ class Comparison:
         """The report of every run that is finished so far, those that are not chosen too."""
         return write_comparison(self.root, cells(), self.seeds or (), self.config)
 
-    def _fly(self, title: str, cell: Cell, root: Path, seed: int, config: SpiralConfig) -> None:
-        folder, outcome = cell.folder(root, seed, config), cell.outcome_file(root, seed)
-        check_outcome(folder, outcome)
+    def _places(self, cell: Cell, seed: int) -> tuple[SpiralFolder, Path]:
+        return cell.folder(self.root, seed, self.config), cell.outcome_file(self.root, seed)
+
+    def _fly(
+        self, title: str, folder: SpiralFolder, outcome: Path, first: SpiralFolder | None = None
+    ) -> None:
+        """A run, which takes over what it would make just as `first` did, if that is finished."""
+        check_outcome(folder, outcome, self.reward_model)
         if outcome.exists():
             return
-        if not folder.root.exists() and cell.arm != "spiral":
-            inherit(folder, Cell(cell.task, cell.kind, "spiral").folder(root, seed, config))
+        if first is not None and not folder.root.exists():
+            inherit(folder, first)
         folder.record.open(resume=True)  # a run with other settings is none of this comparison's
         if not is_finished(folder):
             self.console.rule(f"[bold]{title}", align="left")
