@@ -261,7 +261,7 @@ def test_what_another_reward_model_rewarded_is_not_gone_on_with(tmp_path: Path) 
     )
     assert comparison.start().is_dir(), "nothing was left to fly"
     other = replace(comparison, reward_model="m@2#bb")
-    with pytest.raises(Conflict, match=r"\(reward_model: m@1#aa, now m@2#bb\); move it away"):
+    with pytest.raises(Conflict, match=r"\(reward_model: m@1#aa, now m@2#bb\); move it, and the folder"):
         other.start()
     assert replace(other, chosen=[blind]).start().is_dir(), "its rewards come from elsewhere"
 

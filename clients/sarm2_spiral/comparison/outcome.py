@@ -213,8 +213,8 @@ def check_outcome(run: SpiralFolder, path: Path, reward_model: str | None = None
         other = [*other, f"reward_model: {kept['reward_model']}, now {reward_model}"]
     if other:
         raise Conflict(
-            f"{path} tells of a run with other settings ({'; '.join(other)}); move it away to fly this one, "
-            "or choose another folder with --out"
+            f"{path} tells of a run with other settings ({'; '.join(other)}); move it, and the folder of "
+            "that run, away to fly this one, or choose another folder with --out"
         )
 
 

@@ -104,6 +104,7 @@ class Comparison:
             with self.reach(folder) as run:
                 run.start(resume=True)
         keep_outcome(folder, outcome)
+        check_outcome(folder, outcome, self.reward_model)  # a finished folder may be another model's
 
 
 def inherit(folder: SpiralFolder, first: SpiralFolder) -> None:
