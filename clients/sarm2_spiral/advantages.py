@@ -19,7 +19,7 @@ FRAMES = 512
 
 def advantages(learner: Learner, replay: Replay, frames_T: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
     """Of some frames of a replay, float32 (T,), in units of progress."""
-    parts = np.array_split(frames_T, -(-len(frames_T) // FRAMES))
+    parts = np.array_split(frames_T, max(1, -(-len(frames_T) // FRAMES)))
     return np.concatenate([advantage(learner, replay.at(part_B)).numpy() for part_B in parts])
 
 
