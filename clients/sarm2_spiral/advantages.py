@@ -1,6 +1,6 @@
-"""Advantages: by how much what was done in a frame beats what the policy would do there, by its critics.
+"""Advantages: by how much what was done in a frame beats what the policy does there, by its critics.
 
-Shapes: B frames, M latents, K a flat executed chunk, N critics, R = B x M.
+Shapes: T frames, B of them at a time, F features, M latents, K a flat executed chunk, R = B x M.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ FRAMES = 512
 
 
 def advantages(learner: Learner, replay: Replay, frames_T: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
-    """Of some frames of a replay, float32 (T,), in units of progress."""
-    parts = np.array_split(frames_T, max(1, -(-len(frames_T) // FRAMES)))
+    """Of some frames of a replay, at least one, float32 (T,), in units of progress."""
+    parts = np.array_split(frames_T, -(-len(frames_T) // FRAMES))
     return np.concatenate([advantage(learner, replay.at(part_B)).numpy() for part_B in parts])
 
 
 @torch.no_grad()
 def advantage(learner: Learner, batch: Batch) -> Tensor:
-    """Q(s, what was done) - V(s), (B,). Q is the critics' minimum, and V the mean of Q over the base policy's
-    chunks, corrected: what the critics' own target takes the policy to do."""
+    """Q(s, what was done) - V(s), (B,). Q is the critics' minimum, and V the mean of Q over the policy's
+    chunks, of which the critics' target draws one. Deployed, the policy carries out the best of them."""
     base_RK = batch.base_BMK.flatten(0, 1)
     would_RK = learner.corrected(batch.features_BF, base_RK)
     done_B: Tensor = learner.critics(batch.features_BF, batch.chunk_BK).min(0).values

@@ -210,8 +210,9 @@ def draw_updates(run: SpiralFolder, rounds: Iterable[int], path: Path) -> None:
 
 def draw_advantages(run: SpiralFolder, parts: dict[int, Collected], path: Path) -> None:
     """Histograms of what the critics think of every round's rollouts, green and red as the simulator says;
-    nothing where no critics learned."""
-    found = {number: np.load(place) for number in parts if (place := run.advantages(number)).exists()}
+    nothing where no critics learned, or where another model has scored other rollouts since."""
+    kept = {number: np.load(place) for number in parts if (place := run.advantages(number)).exists()}
+    found = {n: one_T for n, one_T in kept.items() if len(one_T) == sum(map(len, parts[n].curves))}
     if not found:
         return
     figure, axes = blank_axes(3.2 * len(found) + 0.8, 2.8, len(found))
@@ -222,10 +223,9 @@ def draw_advantages(run: SpiralFolder, parts: dict[int, Collected], path: Path) 
     for place, (number, advantage_T) in zip(axes, found.items(), strict=True):
         part = parts[number]
         success_T = np.repeat(part.successes, [len(curve_T) for curve_T in part.curves])
-        if len(success_T) == len(advantage_T):  # not where another model has scored other rollouts since
-            for colour, chosen_T in ((GREEN, success_T), (RED, ~success_T)):
-                clipped = np.clip(advantage_T[chosen_T], -reach, reach)
-                place.hist(clipped, bins=bins, histtype="step", color=colour, lw=1.6)
+        for colour, chosen_T in ((GREEN, success_T), (RED, ~success_T)):
+            clipped = np.clip(advantage_T[chosen_T], -reach, reach)
+            place.hist(clipped, bins=bins, histtype="step", color=colour, lw=1.6)
         place.axvline(0, color=GREY, ls="--", lw=1)
         place.set_title(part.name, fontsize=10)
         place.set_xlabel("advantage")
@@ -286,8 +286,8 @@ def page(run: SpiralFolder, content: dict[str, Any], films: dict[str, Path]) -> 
             ("updates", "How the updates of the rounds went"),
             (
                 "advantages",
-                "By how much what was done beats what the updated policy would do, in units of progress, as "
-                "its critics judge; frames of successes green, of failures red",
+                "By how much what was done beats the updated policy's chunks in the mean, in units of "
+                "progress, as its critics judge; frames of successes green, of failures red",
             ),
         )
         if (run.report / f"{name}.png").exists()

@@ -11,7 +11,7 @@ from typing import Any
 
 @contextmanager
 def growing(path: Path) -> Iterator[Callable[[Mapping[str, Any]], None]]:
-    """What adds a row to a file, and does not keep it back; the file is made where there is none."""
+    """What adds a row to a file, and flushes it; the file is made where there is none."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a+") as file:
         if file.tell() and not path.read_text().endswith("\n"):

@@ -26,7 +26,7 @@ from sarm2_rollouts.episode_scorer import EpisodeScorer, EpisodeScores
 from sarm2_rollouts.lerobot_reader import open_dataset
 from sarm2_rollouts.metaworld_robot import ACTION_NAMES, STATE_NAMES, EpisodePlan
 from sarm2_rollouts.recorder import kept_episodes, record
-from sarm2_rollouts.relabel import forget_parts, relabel, scored_by
+from sarm2_rollouts.relabel import WEIGHTS_FILE, forget_parts, relabel, scored_by
 from sarm2_rollouts.whole_file import whole_file
 from sarm2_rollouts.with_parent import ending_with_me
 from sarm2_spiral.advantages import advantages
@@ -98,7 +98,7 @@ def score(run: SpiralFolder, root: Path, scorer: EpisodeScorer, tick: Tick, say:
     if run.reward != "service":
         return
     patient = PatientScorer(scorer, say)
-    if patient.model == scored_by(root):
+    if patient.model == scored_by(root) and (root / WEIGHTS_FILE).exists():
         forget_parts(root)  # a kill may have left some of another model's
         return
     again = partial(relabel, open_dataset(root), patient, chunk=run.config.loop.gain_frames, tick=tick)
@@ -223,8 +223,8 @@ def update(run: SpiralFolder, number: int, base: Base, data: Sequence[Data], tic
     training = ResidualUpdate(learner, config, run.seed, checkpoint, run.losses(number))
     replay = make_replay(run, base, learner, data)
     training.run(replay, *steps_until(number, deployed, config), tick)
-    collected_T = frames_of(data, f"round{number}")
-    kept_array(run.advantages(number), lambda: advantages(learner, replay, collected_T))
+    with whole_file(run.advantages(number)) as fresh, fresh.open("wb") as file:
+        np.save(file, advantages(learner, replay, frames_of(data, f"round{number}")), allow_pickle=False)
     save_weights(run.learner(number), learner)
 
 
@@ -267,13 +267,9 @@ def make_replay(run: SpiralFolder, base: Base, learner: Learner, data: Sequence[
 
 def frames_of(data: Sequence[Data], name: str) -> npt.NDArray[np.int64]:
     """Where a replay of all data has the frames of one dataset."""
-    before, of_it = 0, 0
-    for one in data:
-        of_it = sum(map(len, one.progress))
-        if one.name == name:
-            break
-        before += of_it
-    return np.arange(before, before + of_it)
+    place = [one.name for one in data].index(name)
+    ends = np.cumsum([0, *(sum(map(len, one.progress)) for one in data)])
+    return np.arange(ends[place], ends[place + 1])
 
 
 def _is_dataset(root: Path) -> bool:

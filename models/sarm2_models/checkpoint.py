@@ -218,16 +218,17 @@ def read_manifest(folder: Path) -> Manifest:
         got = data.get("format") if isinstance(data, dict) else type(data).__name__
         raise InvalidInput(f"{path}: expected format {FORMAT!r}, got {got!r}", field="bundle")
     try:
-        return msgspec.convert(data, Manifest)
+        manifest = msgspec.convert(data, Manifest)
     except msgspec.ValidationError as error:
         raise InvalidInput(f"{path}: {error}", field="bundle") from error
+    for name in REQUIRED:
+        if name not in manifest.files:
+            raise InvalidInput(f"{MANIFEST} states no hash of {name}", field="bundle")
+    return manifest
 
 
 def verify_files(folder: Path, manifest: Manifest) -> None:
     """Check that every file of the manifest is there with the hash that it states."""
-    for name in REQUIRED:
-        if name not in manifest.files:
-            raise InvalidInput(f"{MANIFEST} states no hash of {name}", field="bundle")
     for name, expected in manifest.files.items():
         path = folder / name
         if not path.resolve().is_relative_to(folder.resolve()):

@@ -240,8 +240,10 @@ def offline(out: Out = RUNS, server: Begun = None) -> None:
 def collect(out: Out = RUNS, workers: Workers = 2, ray: Ray = None, server: Begun = None) -> None:
     """Collect the next rollouts, streaming them to the service: pi_1's, then the deployed policy's.
 
-    After `bc` pi_1's, into OUT/rounds/0; after `offline`, and after each `update`, those of round K into
-    OUT/rounds/K. Example: `sarm2 spiral collect --out runs/hammer`
+    After `offline` those of pi_1, into OUT/rounds/0 (of a trained policy after `bc`); after the first
+    `relabel`, and after each `update`, those of round K into OUT/rounds/K.
+
+    Example: `sarm2 spiral collect --out runs/hammer`
     """
     one_step(out, workers, server, "collect", ray=ray)
 
@@ -341,6 +343,7 @@ def compare(
     from rich.markdown import Markdown
 
     from sarm2_cli.benchmark import whole_numbers
+    from sarm2_models.checkpoint import default_bundle
     from sarm2_spiral.comparison.cells import cells
     from sarm2_spiral.comparison.run import Comparison
     from sarm2_spiral.config import spiral_config
@@ -349,15 +352,15 @@ def compare(
     if not chosen:
         known = ", ".join(cell.name for cell in cells())
         raise InvalidInput(f"--only {only}: there is no such run; known: {known}", field="only")
-    console = Console()
+    console, model = Console(), bundle or default_bundle()
     comparison = Comparison(
         out,
         spiral_config(preset),
         None if seeds is None else whole_numbers("seeds", seeds),
-        lambda folder: reaching(folder, None, bundle, workers),
+        lambda folder: reaching(folder, None, model, workers),
         chosen,
         console,
-        name_of(bundle),
+        name_of(model),
     )
     report = comparison.write() if report_only else comparison.start()
     console.print(Markdown((report / "spiral.md").read_text()))

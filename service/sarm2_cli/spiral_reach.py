@@ -82,12 +82,12 @@ def collector(workers: int, ray: str | None) -> Collector:
     return partial(iterate_episodes_on_ray, workers=workers, address=ray)
 
 
-def name_of(bundle: Path | None) -> str:
-    """The name of a bundle's model in files, by default the shipped one's. Raises NotFound, InvalidInput."""
-    from sarm2_models.checkpoint import default_bundle, read_manifest
+def name_of(bundle: Path) -> str:
+    """The name of a bundle's model in files. Raises NotFound or InvalidInput."""
+    from sarm2_models.checkpoint import read_manifest
     from sarm2_rollouts.episode_scorer import model_name
 
-    manifest = read_manifest(bundle or default_bundle())
+    manifest = read_manifest(bundle)
     return model_name(manifest.id, manifest.version, manifest.weights_sha256)
 
 

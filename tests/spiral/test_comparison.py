@@ -224,8 +224,10 @@ def test_every_run_tells_its_auc_unless_its_rewards_end_all_rollouts_alike() -> 
     }
     assert [found.auc for found in cells.values()] == [12 / 16, None]
     rows = [line for line in markdown({}, cells, METAWORLD).splitlines() if line.startswith("| hammer")]
-    assert [row.strip("| ").split(" | ")[-2:] for row in rows[:1]] == [["0.750", "1 of 4"]]
-    assert cells[Cell("hammer", "image", "uniform")].believed_failures is None
+    last_columns = [[part.strip() for part in row.split("|")[-3:-1]] for row in rows[:2]]
+    assert last_columns == [["0.750", "1 of 4"], ["", ""]]
+    hopeless = Outcome.of([replace(blind, finals=[0.95, 0.99, 0.2, 0.96], successes=[False] * 4)])
+    assert (hopeless.auc, hopeless.taken_for_done) == (None, (3, 4))
 
 
 def test_rounds_that_were_deployed_and_were_worse_are_told() -> None:
@@ -266,6 +268,27 @@ def test_what_another_reward_model_rewarded_is_not_gone_on_with(tmp_path: Path) 
     assert replace(other, chosen=[blind]).start().is_dir(), "its rewards come from elsewhere"
 
 
+def test_a_finished_folder_of_another_reward_model_is_neither_told_of_nor_inherited_from(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spiral, heir = Cell("hammer", "state", "spiral"), Cell("hammer", "state", "rm1")
+    folder = spiral.folder(tmp_path, 3, METAWORLD)
+    folder.record.open(resume=False)
+    folder.record.do("report", lambda: None, Console(quiet=True))
+    monkeypatch.setattr("sarm2_spiral.comparison.outcome._reward_model", lambda run: "m@1#aa")
+
+    def stopped(run: SpiralFolder) -> AbstractContextManager[SpiralRun]:
+        assert not (run.root / INHERITED).exists()
+        raise KeyboardInterrupt
+
+    comparison = Comparison(tmp_path, METAWORLD, (3,), stopped, [spiral], Console(quiet=True), "m@2#bb")
+    with pytest.raises(Conflict, match="rewards of m@1#aa, and not of m@2#bb; move it away"):
+        comparison.start()
+    assert not spiral.outcome_file(tmp_path, 3).exists()
+    with pytest.raises(KeyboardInterrupt):
+        replace(comparison, chosen=[heir]).start()
+
+
 def test_a_seed_without_scenes_is_told_before_anything_is_flown(tmp_path: Path) -> None:
     def never(folder: SpiralFolder) -> AbstractContextManager[SpiralRun]:
         raise AssertionError(f"{folder.root} was flown")
@@ -281,7 +304,7 @@ def test_the_reports_that_are_shown_are_what_the_outcomes_beside_them_come_to(tm
     shutil.copytree(reports / "spiral_outcomes", tmp_path / "outcomes")
     made = Comparison(tmp_path, METAWORLD, None, reach, console=Console(quiet=True)).write()
     told, again = (
-        json.loads(path.read_text(), parse_float=lambda digits: round(float(digits), 9))
+        json.loads(path.read_text(), parse_float=lambda digits: round(float(digits), 6))
         for path in (shown, made / "spiral.json")
     )
     for part in ("settings", "bars", "cells"):
@@ -302,6 +325,15 @@ def test_the_readme_tells_what_the_shown_report_has() -> None:
         told += [f"{', '.join(seeds)} %", f"{100 * blind['success']['round3']['value']:.0f} %"]
         row = " | ".join([*told, f"{found['auc']:.3f}".lstrip("0")])
         assert [line for line in readme.splitlines() if line.startswith(f"| {task}, ") and row in line], row
+    for task, kind in CONTROLLED:
+        by_arm = {arm: cells[f"{task}/{kind}/{arm}"]["success"] for arm in ARMS}
+        told = [", ".join(f"{100 * by_arm['spiral'][step]['value']:.0f}" for step in ("bc", "offline"))]
+        for arm in ("spiral", "rm1", "true", "success", "ra-bc", "uniform", "linear"):
+            value, low, high = (
+                f"{100 * by_arm[arm]['round3'][name]:.0f}" for name in ("value", "low", "high")
+            )
+            told.append(f"{f'**{value}**' if arm == 'spiral' else value} ({low} to {high})")
+        assert f"| {task} | {' | '.join(told)} |" in readme.splitlines()
 
 
 def test_runs_of_different_reward_models_are_not_passed_off_as_one_comparison() -> None:

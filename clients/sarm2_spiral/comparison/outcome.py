@@ -151,10 +151,10 @@ class Outcome:
         return rank_auc(self.finals, self.successes) if len({*self.finals}) > 1 else None
 
     @property
-    def believed_failures(self) -> tuple[int, int] | None:
+    def taken_for_done(self) -> tuple[int, int] | None:
         """How many failures of the last round's rollouts end as if they were done, of how many; None where
-        there is no AUC."""
-        if self.auc is None:
+        the rewards end every rollout alike."""
+        if len({*self.finals}) < 2:
             return None
         failed = [final for final, success in zip(self.finals, self.successes, strict=True) if not success]
         return sum(final > DONE_ABOVE for final in failed), len(failed)
@@ -172,7 +172,7 @@ class Outcome:
             "success": {name: rate.as_json() for name, rate in self.success.items()},
             "by_seed": list(self.by_seed),
             "auc": self.auc,
-            "believed_failures": self.believed_failures and list(self.believed_failures),
+            "failures_taken_for_done": self.taken_for_done and list(self.taken_for_done),
             "deployed": list(self.deployed),
             "deployed_and_worse": [str(change) for change in self.worse],
             "minutes": self.minutes,
@@ -180,8 +180,16 @@ class Outcome:
         }
 
 
-def keep_outcome(run: SpiralFolder, path: Path) -> None:
-    """Write what a finished run came to. Only whoever flew it does: comparisons may share a folder."""
+def keep_outcome(run: SpiralFolder, path: Path, reward_model: str | None = None) -> None:
+    """Write what a finished run came to. Only whoever flew it does: comparisons may share a folder.
+
+    Raises Conflict where its rewards are another model's than `reward_model`.
+    """
+    if not is_finished(run, reward_model):
+        raise Conflict(
+            f"{run.root} holds a run with the rewards of {_reward_model(run)}, and not of {reward_model}; "
+            "move it away to fly this one, or choose another folder with --out"
+        )
     with whole_file(path) as fresh:
         fresh.write_text(json.dumps({"settings": run.settings(), **asdict(RunOutcome.of(run))}) + "\n")
 
@@ -218,9 +226,12 @@ def check_outcome(run: SpiralFolder, path: Path, reward_model: str | None = None
         )
 
 
-def is_finished(run: SpiralFolder) -> bool:
-    """Whether there is a finished run with these very settings."""
-    return run.record.whole and "report" in finished_stages(run.root)
+def is_finished(run: SpiralFolder, reward_model: str | None = None) -> bool:
+    """Whether there is a finished run with these very settings, and with the rewards of a model if one is
+    named and it has a model's."""
+    if not run.record.whole or "report" not in finished_stages(run.root):
+        return False
+    return reward_model is None or _reward_model(run) in (None, reward_model)
 
 
 def _minutes(root: Path) -> float | None:

@@ -65,7 +65,9 @@ class Comparison:
         """Do every run that is not done, write the report after each, and return its folder."""
         plan = self.plan()
         for cell, seed in plan:  # what cannot be flown is told before anything is
-            check_outcome(*self._places(cell, seed), self.reward_model)
+            folder, outcome = self._places(cell, seed)
+            check_outcome(folder, outcome, self.reward_model)
+            folder.record.check(resume=True)
         if QUICK_CELL in self.chosen:
             self._fly("quick", quick_run(self.root), quick_outcome(self.root))
         for cell, seed in plan:
@@ -96,15 +98,14 @@ class Comparison:
         check_outcome(folder, outcome, self.reward_model)
         if outcome.exists():
             return
-        if first is not None and not folder.root.exists():
+        if first is not None and not folder.root.exists() and is_finished(first, self.reward_model):
             inherit(folder, first)
         folder.record.open(resume=True)  # a run with other settings is none of this comparison's
         if not is_finished(folder):
             self.console.rule(f"[bold]{title}", align="left")
             with self.reach(folder) as run:
                 run.start(resume=True)
-        keep_outcome(folder, outcome)
-        check_outcome(folder, outcome, self.reward_model)  # a finished folder may be another model's
+        keep_outcome(folder, outcome, self.reward_model)
 
 
 def inherit(folder: SpiralFolder, first: SpiralFolder) -> None:
