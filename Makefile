@@ -38,7 +38,7 @@ check: $(VENV)/.installed-dev  ## ruff, mypy, import-linter
 	$(RUN)/mypy
 	$(RUN)/lint-imports
 
-bench: $(VENV)/.installed-dev  ## measure; writes tests/bench/reports
+bench: $(VENV)/.installed-dev  ## measure, and print what tests/bench/reports keep
 	$(RUN)/python -m pytest -m bench tests/bench -s
 
 train: $(VENV)/.installed-sim system-sim  ## train the shipped bundle again (two to three hours on two cores)
