@@ -203,7 +203,7 @@ def draw_updates(run: SpiralFolder, rounds: Iterable[int], path: Path) -> None:
             lowest = min([lowest, *(value for _, value in told)])
         place.set_title(FIGURES[name], fontsize=9)
         place.set_xlabel("update")
-        place.set_ylim(bottom=lowest)
+        place.set_ylim(bottom=1.05 * lowest)
     axes[0].legend(frameon=False, fontsize=8)
     figure.savefig(path, dpi=130)
 
@@ -229,6 +229,7 @@ def draw_advantages(run: SpiralFolder, parts: dict[int, Collected], path: Path) 
         place.axvline(0, color=GREY, ls="--", lw=1)
         place.set_title(part.name, fontsize=10)
         place.set_xlabel("advantage")
+        place.locator_params(axis="x", nbins=5)
     axes[0].set_ylabel("frames")
     figure.savefig(path, dpi=130)
 

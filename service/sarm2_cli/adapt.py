@@ -125,6 +125,8 @@ def adapt(
     run_jobs([job], at_once=1, console=Console(stderr=True))
     report = json.loads((out / "report" / "adaptation.json").read_text())
     Console().print(comparison(report))
+    if is_worse(report):
+        typer.echo("the new model is worse on the held-out rollouts: keep the first, or mark more rollouts")
     typer.echo(f"serve it: sarm2 serve --bundle {out} --allow-reload")
     typer.echo("a service that was started so takes what lies there now by POST /v1/model:reload")
 
@@ -138,6 +140,12 @@ def comparison(report: dict[str, Any]) -> Table:
         told = "" if change is None else _number(change, 2)
         table.add_row(metric, _number(before), _number(after), told, str(after["n"]))
     return table
+
+
+def is_worse(report: dict[str, Any]) -> bool:
+    """Whether the new model surely errs more on the held-out rollouts: by the whole interval."""
+    low = report["after_over_before"]["rollout_mse"]["low"]
+    return low is not None and float(low) > 1
 
 
 def falling(report: dict[str, Any]) -> Table:

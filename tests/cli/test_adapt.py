@@ -8,6 +8,7 @@ import pytest
 from typer.testing import CliRunner
 
 from models.synthetic import write_synthetic
+from sarm2_cli.adapt import is_worse
 from sarm2_cli.main import app
 from sarm2_client.errors import InvalidInput, Sarm2Error
 from sarm2_models.train.plan import PlannedEpisode
@@ -80,3 +81,9 @@ def test_wrong_options_name_what_was_expected(
 ) -> None:
     error = refused("r", "--training", "t", "--out", tmp_path / "rm2", *options)
     assert message in error.message
+
+
+@pytest.mark.parametrize(("low", "worse"), [(1.8, True), (0.9, False), (None, False)])
+def test_a_model_that_is_surely_worse_is_told_of(low: float | None, worse: bool) -> None:
+    estimate = {"value": 2.0, "low": low, "high": 3.0, "n": 2}
+    assert is_worse({"after_over_before": {"rollout_mse": estimate}}) is worse
