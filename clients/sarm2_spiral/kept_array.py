@@ -20,6 +20,11 @@ def kept_array(path: Path, work: Callable[[], AnyArray]) -> AnyArray:
         found: AnyArray = np.load(path, allow_pickle=False)
         return found
     array = work()
+    save_array(path, array)
+    return array
+
+
+def save_array(path: Path, array: npt.NDArray[Any]) -> None:
+    """Write an array to a file, which appears when it is whole."""
     with whole_file(path) as fresh, fresh.open("wb") as file:
         np.save(file, array, allow_pickle=False)
-    return array

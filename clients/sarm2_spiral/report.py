@@ -46,9 +46,14 @@ class Collected:
     successes: list[bool]
 
     @property
+    def finals(self) -> list[float]:
+        """Progress of each at the end."""
+        return [float(curve_T[-1]) for curve_T in self.curves]
+
+    @property
     def auc(self) -> float | None:
         """ROC-AUC of final progress against success; None without both kinds."""
-        return rank_auc([float(curve_T[-1]) for curve_T in self.curves], self.successes)
+        return rank_auc(self.finals, self.successes)
 
     @property
     def final_progress(self) -> float:
@@ -63,21 +68,25 @@ class Collected:
     @property
     def believed_failures(self) -> float | None:
         """Share of the failures that end as if they were done (above `DONE_ABOVE`); None without failures."""
-        pairs = zip(self.curves, self.successes, strict=True)
-        ends = [float(curve_T[-1]) > DONE_ABOVE for curve_T, success in pairs if not success]
+        ends = believed(self.finals, self.successes)
         return float(np.mean(ends)) if ends else None
 
     def as_json(self) -> dict[str, Any]:
         """Plain numbers."""
         return {
             "rollouts": len(self.curves),
-            "finals": [round(float(curve_T[-1]), 4) for curve_T in self.curves],
+            "finals": [round(final, 4) for final in self.finals],
             "successes": self.successes,
             "final_progress": self.final_progress,
             "success": self.success,
             "success_auc": self.auc,
             "believed_failures": self.believed_failures,
         }
+
+
+def believed(finals: Sequence[float], successes: Sequence[bool]) -> list[bool]:
+    """Of every failure, whether it ends as if it were done."""
+    return [final > DONE_ABOVE for final, success in zip(finals, successes, strict=True) if not success]
 
 
 def rank_auc(scores: Sequence[float], positives: Sequence[bool]) -> float | None:

@@ -37,7 +37,7 @@ from sarm2_spiral.data import Data
 from sarm2_spiral.decision import load_decision
 from sarm2_spiral.folder import SpiralFolder
 from sarm2_spiral.given_policy import GivenPolicy
-from sarm2_spiral.kept_array import kept_array
+from sarm2_spiral.kept_array import kept_array, save_array
 from sarm2_spiral.patience import Say, patiently
 from sarm2_spiral.pilot import Base, Pilot, load_base
 from sarm2_spiral.recorded_chunks import RecordedChunks
@@ -223,8 +223,8 @@ def update(run: SpiralFolder, number: int, base: Base, data: Sequence[Data], tic
     training = ResidualUpdate(learner, config, run.seed, checkpoint, run.losses(number))
     replay = make_replay(run, base, learner, data)
     training.run(replay, *steps_until(number, deployed, config), tick)
-    with whole_file(run.advantages(number)) as fresh, fresh.open("wb") as file:
-        np.save(file, advantages(learner, replay, frames_of(data, f"round{number}")), allow_pickle=False)
+    collected_T = frames_of(data, f"round{number}")
+    save_array(run.advantages(number), advantages(learner, replay, collected_T))
     save_weights(run.learner(number), learner)
 
 

@@ -10,6 +10,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from sarm2_cli.train import DeviceOption
 from sarm2_client.errors import InvalidInput
 
 
@@ -70,13 +71,7 @@ def adapt(
         ),
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of the order of batches.")] = 0,
-    device: Annotated[
-        str,
-        typer.Option(
-            metavar="cpu|cuda",
-            help="Where it learns; after a kill the same command may go on with the other.",
-        ),
-    ] = "cpu",
+    device: DeviceOption = "cpu",
 ) -> None:
     """Adapt a reward model to a policy's rollouts: its heads go on learning, the encoder stays frozen.
 

@@ -233,7 +233,7 @@ def offline(out: Out = RUNS, server: Begun = None) -> None:
 
     After `bc`. Example: `sarm2 spiral offline --out runs/hammer`
     """
-    one_step(out, 1, server, "offline")
+    one_step(out, server, "offline")
 
 
 @spiral.command()
@@ -245,7 +245,7 @@ def collect(out: Out = RUNS, workers: Workers = 2, ray: Ray = None, server: Begu
 
     Example: `sarm2 spiral collect --out runs/hammer`
     """
-    one_step(out, workers, server, "collect", ray=ray)
+    one_step(out, server, "collect", workers=workers, ray=ray)
 
 
 @spiral.command()
@@ -256,7 +256,7 @@ def adapt(out: Out = RUNS, workers: Workers = 2, ray: Ray = None, server: Begun 
     After the first `collect`; the service takes the result. A run with `--server` has no such stage: its
     service's model stays as it is. Example: `sarm2 spiral adapt --out runs/hammer`
     """
-    one_step(out, workers, server, "adapt", ray=ray)
+    one_step(out, server, "adapt", workers=workers, ray=ray)
 
 
 @spiral.command()
@@ -265,7 +265,7 @@ def relabel(out: Out = RUNS, server: Begun = None) -> None:
 
     After `collect`, or `adapt`. Example: `sarm2 spiral relabel --out runs/hammer`
     """
-    one_step(out, 1, server, "relabel")
+    one_step(out, server, "relabel")
 
 
 @spiral.command()
@@ -274,7 +274,7 @@ def update(out: Out = RUNS, workers: Workers = 2, ray: Ray = None, server: Begun
 
     After `relabel`, once a round. Example: `sarm2 spiral update --out runs/hammer`
     """
-    one_step(out, workers, server, "update", "trial", ray=ray)
+    one_step(out, server, "update", "trial", workers=workers, ray=ray)
 
 
 @spiral.command()
@@ -297,7 +297,7 @@ def evaluate(
 
     Example: `sarm2 spiral evaluate round3 --out runs/hammer`
     """
-    with gone_on_with(out, workers, server, ray) as loop:
+    with gone_on_with(out, server, workers, ray) as loop:
         loop.judge(policy, episodes)
 
 
@@ -307,7 +307,7 @@ def report(out: Out = RUNS, server: Begun = None) -> None:
 
     Example: `sarm2 spiral report --out runs/hammer`, then open OUT/report/report.html.
     """
-    with gone_on_with(out, 1, server) as loop:
+    with gone_on_with(out, server) as loop:
         typer.echo(f"report: {loop.write_report()}")
 
 
@@ -389,7 +389,7 @@ def settings() -> None:
         console.print(meaning, end="\n\n", highlight=False, markup=False, soft_wrap=True)
 
 
-def one_step(out: Path, workers: int, server: str | None, *kinds: str, ray: str | None = None) -> None:
-    """Do the next stage of each kind in the run at `out`."""
-    with gone_on_with(out, workers, server, ray) as loop:
+def one_step(out: Path, server: str | None, *kinds: str, workers: int = 1, ray: str | None = None) -> None:
+    """Do the next stage of each kind in the run at `out`; only those that make episodes need workers."""
+    with gone_on_with(out, server, workers, ray) as loop:
         typer.echo(f"done: {', '.join(loop.step(*kinds))}")

@@ -20,7 +20,9 @@ if TYPE_CHECKING:
 
 
 @contextmanager
-def gone_on_with(out: Path, workers: int, server: str | None, ray: str | None = None) -> Iterator[SpiralRun]:
+def gone_on_with(
+    out: Path, server: str | None, workers: int = 1, ray: str | None = None
+) -> Iterator[SpiralRun]:
     """The run that was begun at `out`. Raises Conflict where there is none, or one of another recipe."""
     from sarm2_spiral.folder import SpiralFolder
 

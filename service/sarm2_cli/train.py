@@ -11,7 +11,9 @@ from sarm2_cli.record import one_of
 
 DeviceOption: TypeAlias = Annotated[
     str,
-    typer.Option(metavar="cpu|cuda", help="Where everything is embedded and learns; a resume may change it."),
+    typer.Option(
+        metavar="cpu|cuda", help="Where everything is embedded and learns; a run that goes on may change it."
+    ),
 ]
 
 

@@ -21,8 +21,7 @@ from sarm2_rollouts.run_record import finished_stages, other_settings, tries_of_
 from sarm2_rollouts.whole_file import whole_file
 from sarm2_spiral.evaluation import verdicts
 from sarm2_spiral.folder import SpiralFolder
-from sarm2_spiral.replay import DONE_ABOVE
-from sarm2_spiral.report import rank_auc
+from sarm2_spiral.report import believed, rank_auc
 from sarm2_spiral.wilson import Rate
 
 Verdicts = npt.NDArray[np.bool_]
@@ -156,8 +155,8 @@ class Outcome:
         the rewards end every rollout alike."""
         if len({*self.finals}) < 2:
             return None
-        failed = [final for final, success in zip(self.finals, self.successes, strict=True) if not success]
-        return sum(final > DONE_ABOVE for final in failed), len(failed)
+        ends = believed(self.finals, self.successes)
+        return sum(ends), len(ends)
 
     @property
     def worse(self) -> list[Change]:
@@ -185,7 +184,7 @@ def keep_outcome(run: SpiralFolder, path: Path, reward_model: str | None = None)
 
     Raises Conflict where its rewards are another model's than `reward_model`.
     """
-    if not is_finished(run, reward_model):
+    if _is_another(_reward_model(run), reward_model):
         raise Conflict(
             f"{run.root} holds a run with the rewards of {_reward_model(run)}, and not of {reward_model}; "
             "move it away to fly this one, or choose another folder with --out"
@@ -217,7 +216,7 @@ def check_outcome(run: SpiralFolder, path: Path, reward_model: str | None = None
         return
     kept = json.loads(path.read_text())
     other = other_settings(run.settings(), kept["settings"])
-    if reward_model is not None and kept.get("reward_model") not in (None, reward_model):
+    if _is_another(kept.get("reward_model"), reward_model):
         other = [*other, f"reward_model: {kept['reward_model']}, now {reward_model}"]
     if other:
         raise Conflict(
@@ -231,7 +230,12 @@ def is_finished(run: SpiralFolder, reward_model: str | None = None) -> bool:
     named and it has a model's."""
     if not run.record.whole or "report" not in finished_stages(run.root):
         return False
-    return reward_model is None or _reward_model(run) in (None, reward_model)
+    return reward_model is None or not _is_another(_reward_model(run), reward_model)
+
+
+def _is_another(found: str | None, wanted: str | None) -> bool:
+    """Whether a run's rewards are of another model than the wanted one; no model at all is no other."""
+    return None not in (found, wanted) and found != wanted
 
 
 def _minutes(root: Path) -> float | None:

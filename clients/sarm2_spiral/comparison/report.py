@@ -147,8 +147,8 @@ def markdown(held: Mapping[str, Bar], outcomes: Mapping[Cell, Outcome], config: 
         shown = " | ".join(_shown(found.success[step]) for step in steps)
         seeds = ", ".join(f"{value:.0%}" for value in found.by_seed)
         auc = "" if found.auc is None else f"{found.auc:.3f}"
-        believed = "" if found.taken_for_done is None else _of(found.taken_for_done)
-        lines.append(f"| {cell.name} | {demos} | {shown} | {seeds} | {auc} | {believed} |")
+        taken = "" if found.taken_for_done is None else _of(found.taken_for_done)
+        lines.append(f"| {cell.name} | {demos} | {shown} | {seeds} | {auc} | {taken} |")
     lines += ["", ENDS, "", "Arms:", ""]
     lines += [f"- `{arm}`: {about}" for arm, (_, _, _, about) in ARMS.items()]
     lines += ["", "## What the rounds changed", "", ROUNDS, ""]

@@ -71,11 +71,11 @@ class Comparison:
         if QUICK_CELL in self.chosen:
             self._fly("quick", quick_run(self.root), quick_outcome(self.root))
         for cell, seed in plan:
-            self._fly(
-                f"{cell.name}, seed {seed}",
-                *self._places(cell, seed),
-                None if cell.arm == "spiral" else self._places(replace(cell, arm="spiral"), seed)[0],
-            )
+            folder, outcome = self._places(cell, seed)
+            if not outcome.exists() and not folder.root.exists():  # so `spiral` finds nothing of its own
+                first, _ = self._places(replace(cell, arm="spiral"), seed)
+                inherit(folder, first, self.reward_model)
+            self._fly(f"{cell.name}, seed {seed}", folder, outcome)
             self.write()
         return self.write()
 
@@ -91,15 +91,10 @@ class Comparison:
     def _places(self, cell: Cell, seed: int) -> tuple[SpiralFolder, Path]:
         return cell.folder(self.root, seed, self.config), cell.outcome_file(self.root, seed)
 
-    def _fly(
-        self, title: str, folder: SpiralFolder, outcome: Path, first: SpiralFolder | None = None
-    ) -> None:
-        """A run, which takes over what it would make just as `first` did, if that is finished."""
+    def _fly(self, title: str, folder: SpiralFolder, outcome: Path) -> None:
         check_outcome(folder, outcome, self.reward_model)
         if outcome.exists():
             return
-        if first is not None and not folder.root.exists() and is_finished(first, self.reward_model):
-            inherit(folder, first)
         folder.record.open(resume=True)  # a run with other settings is none of this comparison's
         if not is_finished(folder):
             self.console.rule(f"[bold]{title}", align="left")
@@ -108,12 +103,13 @@ class Comparison:
         keep_outcome(folder, outcome, self.reward_model)
 
 
-def inherit(folder: SpiralFolder, first: SpiralFolder) -> None:
-    """Copy from a finished run what this one would make just the same; nothing where there is none.
+def inherit(folder: SpiralFolder, first: SpiralFolder, reward_model: str | None = None) -> None:
+    """Copy from a finished run what this one would make just the same; nothing where there is none, or where
+    another model than `reward_model` gave its rewards.
 
     The folder appears when all of it is copied.
     """
-    if not is_finished(first):
+    if not is_finished(first, reward_model):
         return
     names = [*SHARED]
     if folder.reward == first.reward:
